@@ -1,0 +1,43 @@
+# `make` alone lists the commands. Each makes the environment first, so any of them works on a fresh clone.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+# The first Python on the PATH that this course runs on and that can make environments.
+SYSTEM_PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo $$name; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help environment run test lint lab app serve clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment:  ## make .venv, or mend it; the other commands do so themselves
+	@test -n "$(SYSTEM_PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one" \
+		"(on Debian or Ubuntu: apt-get install python3 python3-venv) and repeat the command."; exit 1; }
+	@$(SYSTEM_PYTHON) scripts/make_environment.py $(VENV) requirements.txt
+
+run: environment  ## run every notebook, caption the sample photos, print the results (about 10 minutes)
+	@$(PYTHON) scripts/run_all.py
+
+test: environment  ## lint, unit tests, every cell of every notebook, browser test (about 20 minutes)
+	@sh scripts/get_chromium.sh
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m pytest $(PYTEST_OPTIONS)
+
+lint: environment  ## check style only
+	@$(PYTHON) -m ruff check .
+
+lab: environment  ## open JupyterLab on notebook 00
+	@$(PYTHON) -m jupyterlab notebooks/00_caption_a_photo.ipynb
+
+app: environment  ## open the web page; a captioner of your own: make app CHECKPOINT=folder
+	@$(PYTHON) -m streamlit run app.py $(if $(CHECKPOINT),-- --checkpoint "$(CHECKPOINT)")
+
+serve: environment  ## serve captions over HTTP on 127.0.0.1:8000; CHECKPOINT=folder as above
+	@$(PYTHON) serve.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(SERVE_OPTIONS)
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build

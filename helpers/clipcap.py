@@ -1,0 +1,272 @@
+"""ClipCap (Mokady et al. 2021): image features become a prefix that a language model reads as if it were words.
+
+Shapes: B images, N captions or beams, R image regions (1 for a single CLIP vector), D feature width, P prefix length,
+T tokens, W width of the language model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.cnn_lstm import Standardise
+from helpers.errors import CaptioningError, unknown_name
+from helpers.gpt2_fast import CacheReader, GPT2Reader, reader
+from helpers.gpt2_weights import GPT2Weights, can_hold
+
+
+class MLPMapper(nn.Module):
+    """The first mapper of the paper (section 3.2): one hidden layer with tanh.
+
+    A single vector [B, 1, D] becomes P prefix vectors, as in the paper. A grid [B, R, D] becomes one prefix vector a
+    region, the same layer for each, so that the language model itself can look around: P = R.
+    """
+
+    def __init__(self, feature_width: int, width: int, prefix_length: int, regions: int, hidden: int = 0):
+        super().__init__()
+        per_region = prefix_length if regions == 1 else 1
+        self.length = per_region * regions
+        hidden = hidden or max(1, width * per_region // 2) if regions == 1 else hidden or 2 * width
+        self.model = nn.Sequential(nn.Linear(feature_width, hidden), nn.Tanh(), nn.Linear(hidden, width * per_region))
+        self.width = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.model(features).flatten(1).unflatten(1, (-1, self.width))  # [B, P, W]
+
+
+class MapperLayer(nn.Module):
+    """One transformer layer of the mapper: attention without a causal mask, then two linear layers, norms first."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_queries = nn.Linear(width, width, bias=False)
+        self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, int(width * mlp_ratio)), nn.Linear(int(width * mlp_ratio), width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731  [B, L, W] -> [B, heads, L, W / heads]
+        y = self.norm1(x)
+        keys, values = self.to_keys_values(y).chunk(2, dim=-1)
+        looked = F.scaled_dot_product_attention(split(self.to_queries(y)), split(keys), split(values))
+        x = x + self.dropout(self.project(looked.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(self.norm2(x))))))
+
+
+class TransformerMapper(nn.Module):
+    """The second mapper of the paper: learned constants gather from the image's vectors, and become the prefix.
+
+    A single vector is first spread over `clip_length` vectors, as in the paper; a grid gives one vector a region.
+    """
+
+    def __init__(
+        self, feature_width: int, width: int, prefix_length: int, regions: int,
+        layers: int = 8, heads: int = 8, mlp_ratio: float = 2.0, clip_length: int = 10, dropout: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.length, self.spread = prefix_length, clip_length if regions == 1 else 1
+        self.linear = nn.Linear(feature_width, self.spread * width)
+        self.constants = nn.Parameter(torch.randn(prefix_length, width))
+        self.layers = nn.ModuleList(MapperLayer(width, heads, mlp_ratio, dropout) for _ in range(layers))
+        self.width = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.linear(features).flatten(1).unflatten(1, (-1, self.width))  # [B, R or clip_length, W]
+        x = torch.cat([x, self.constants.expand(len(x), -1, -1).to(x.dtype)], dim=1)  # [B, R + P, W]
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, -self.length :]  # [B, P, W]
+
+
+MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
+TUNING = ("full", "none", "lora")
+
+
+@dataclass
+class State:
+    """What decoding remembers: the language model with its cache, and whether its first prediction was given out."""
+
+    reader: GPT2Reader | CacheReader  # N rows
+    begun: bool = False
+
+    @property
+    def first(self) -> Tensor:
+        """Log-probabilities [N, V] of the first token, made by the prefix alone. Only until a token has been read."""
+        return self.reader.log_probs
+
+    @property
+    def attention(self) -> Tensor | None:
+        """How much the language model looked at each vector of the prefix [N, P], when the model keeps it."""
+        return self.reader.looked
+
+
+class ClipCap(nn.Module):
+    """A mapper and a causal language model, behind the captioner protocol.
+
+    There is no start token: the last output of the prefix predicts the first word. `tune` says what is trained beside
+    the mapper: "full" tunes the language model with it, "none" leaves every weight of it as it was, "lora" adds small
+    trained matrices to it (Hu et al. 2021). `end_id` is the token that ends a caption, the language model's own by
+    default; weights from elsewhere may have been trained to end with another one, such as a full stop.
+    """
+
+    start_id = None
+    look = False  # set it and decoding returns, for each token, the attention paid to the prefix (a plain GPT-2 only)
+    defaults = {
+        "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
+        "regions": 1, "standardise": True, "normalise_prefix": False, "dropout": 0.0, "lora_rank": 8, "prompt": "",
+        "end_id": None,
+    }  # fmt: skip
+
+    def __init__(
+        self, feature_width: int, language_model_config: dict | None = None, for_captioning: bool = False, **options
+    ):
+        """`language_model_config` rebuilds a tuned language model from a checkpoint, without its first weights.
+
+        `for_captioning`: hold no more of a plain GPT-2 than its weights; transformers is then not imported.
+        """
+        super().__init__()
+        if set(options) - set(self.defaults):
+            raise TypeError(
+                f"ClipCap has no option {sorted(set(options) - set(self.defaults))}; it has {sorted(self.defaults)}."
+            )
+        c = {"feature_width": feature_width, **self.defaults, **options}
+        if c["tune"] not in TUNING:
+            raise unknown_name("tuning", c["tune"], TUNING)
+        if c["mapper"] not in MAPPERS:
+            raise unknown_name("mapper", c["mapper"], MAPPERS)
+        self.config = c
+        self.tokenizer = None
+        if c["tune"] == "full" and language_model_config and for_captioning and can_hold(language_model_config):
+            self.language_model = GPT2Weights(language_model_config)
+            self.end_id = language_model_config["eos_token_id"]
+        elif c["tune"] == "full" and language_model_config:
+            from transformers import AutoConfig, AutoModelForCausalLM
+
+            shape = AutoConfig.for_model(**language_model_config)
+            self.language_model = AutoModelForCausalLM.from_config(shape)
+            self.end_id = shape.eos_token_id
+        else:
+            from helpers.language_models import load_language_model
+
+            self.language_model, self.tokenizer = load_language_model(c["language_model"])
+            self.end_id = self.tokenizer.end_id
+        if c["end_id"] is not None:
+            self.end_id = c["end_id"]
+            if self.tokenizer is not None:
+                self.tokenizer.end_id = self.end_id
+        if isinstance(self.language_model, GPT2Weights):
+            c["language_model_config"] = self.language_model.options
+        else:
+            shape = self.language_model.config
+            c["language_model_config"] = shape.to_diff_dict() | {"model_type": shape.model_type}
+        self.width = self.language_model.get_input_embeddings().embedding_dim
+        self.standardise = Standardise(feature_width) if c["standardise"] else nn.Identity()
+        self.mapper = MAPPERS[c["mapper"]](
+            feature_width, self.width, c["prefix_length"], c["regions"], **c["mapper_options"]
+        )
+        self.norm = nn.LayerNorm(self.width) if c["normalise_prefix"] else nn.Identity()
+        self.dropout = nn.Dropout(c["dropout"])
+        if c["tune"] != "full":
+            self.language_model.requires_grad_(False)
+        if c["tune"] == "lora":
+            self._add_lora(c["lora_rank"])
+        self.language_model.config.use_cache = True
+
+    def _add_lora(self, rank: int) -> None:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise CaptioningError("tune='lora' needs the package peft: pip install peft.") from error
+        names = {
+            n.rsplit(".", 1)[-1]
+            for n, m in self.language_model.named_modules()
+            if hasattr(m, "weight") and m.weight.ndim == 2
+        }
+        targets = sorted(names & {"c_attn", "q_proj", "v_proj", "query_key_value"})
+        fan = "c_attn" in targets  # GPT-2 stores its linear layers transposed
+        self.language_model = inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=fan), self.language_model
+        )
+
+    def train(self, mode: bool = True) -> ClipCap:
+        """A language model that is not trained keeps its dropout off in training: it stays the reader that it was."""
+        super().train(mode)
+        if self.config["tune"] == "none":
+            self.language_model.eval()
+        return self
+
+    def prefix(self, features: Tensor) -> Tensor:
+        """Returns the prefix [B, P, W] of features [B, R, D], and behind it the prompt's embeddings, if any."""
+        features = self.standardise(features)
+        prefix = self.norm(self.mapper(self.dropout(features)))
+        if self.config["prompt"]:
+            ids = torch.tensor(self.tokenizer.encode(self.config["prompt"]), device=prefix.device)
+            words = self.language_model.get_input_embeddings()(ids)  # [L, W]
+            prefix = torch.cat([prefix, words.expand(len(prefix), -1, -1).to(prefix.dtype)], dim=1)
+        return prefix
+
+    # -- the captioner protocol ---------------------------------------------------------------------------------
+
+    def start(self, features: Tensor) -> State:
+        """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""
+        return State(reader(self.language_model, self.prefix(features), self.look))
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns log-probabilities [N, V] after `tokens` [N]. The first call after `start` reads none:
+        what follows the prefix is known already."""
+        if not state.begun:
+            return state.first, State(state.reader, begun=True)
+        return state.reader.step(tokens), state
+
+    def reorder(self, state: State, index: Tensor) -> State:
+        """Returns the state of the rows `index` [N']; the cache is changed in place."""
+        state.reader.reorder(index)
+        return state
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def forward(self, features: Tensor, tokens: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns logits [N, T + 1, V] for `tokens` [N, T]: the prefix predicts the first, each token the next.
+
+        `row` [N] tells which image each caption describes. The mapper, and the language model over the prefix, run once
+        an image; captions share what they left in the cache. Padding stands at the end, where a causal model never
+        looks back from a real token, so it needs no mask; the labels leave it out. The second value is an empty map.
+        """
+        if isinstance(self.language_model, GPT2Weights):
+            self.language_model = self.language_model.whole()
+        out = self.language_model(inputs_embeds=self.prefix(features), use_cache=True, logits_to_keep=1)
+        cache, logits = out.past_key_values, out.logits
+        if row is not None:
+            cache.reorder_cache(row)
+            logits = logits[row]
+        if tokens.shape[1]:
+            rest = self.language_model(input_ids=tokens, past_key_values=cache, use_cache=True).logits  # [N, T, V]
+            logits = torch.cat([logits, rest], dim=1)
+        return logits, logits.new_zeros(*logits.shape[:2], 0)
+
+    def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
+        return attention.new_zeros(())
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def left_out(self) -> list[str]:
+        """Returns the names of weights that a checkpoint does not carry: an untuned language model's."""
+        if self.config["tune"] == "full":
+            return []
+        return [f"language_model.{n}" for n, _ in self.language_model.state_dict().items() if "lora_" not in n]
+
+    def load_tokenizer(self, path) -> None:
+        """Reads the checkpoint's own tokenizer file."""
+        from helpers.language_models import CaptionTokenizer
+
+        plain = (
+            bool(self.config["language_model_config"].get("plain_captions"))
+            or self.config["language_model"] == "pocket-gpt2"
+        )
+        self.tokenizer = CaptionTokenizer.load(path, self.end_id, plain)

@@ -1,0 +1,269 @@
+"""The feature cache: every image goes through the encoder once, however often it is used after.
+
+A cache is one memory-mapped array beside a list of names, in a folder whose name says which encoder, weights and images
+it belongs to. It is filled in blocks; a killed run goes on at the first missing one. Several processes share the work:
+
+    accelerate launch -m helpers.features --dataset flickr8k --encoder clip:ViT-B/32 --kind pooled
+
+Shapes: N images, R regions, D feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers.encoders import Encoder
+from helpers.errors import CaptioningError, command
+from helpers.feature_blocks import Block, complete, fill_together, this_process
+from helpers.files import atomic_write, cache_dir, read_json, write_json
+from helpers.images import open_image
+
+BLOCK = 256  # images between two saved marks of progress
+
+
+class Features:
+    """Image features by name. `features[names]` is a float32 tensor [len(names), R, D] (or [len(names), D]).
+
+    `array` [N, R, D] stays on disk until it is read; the row of an image that failed holds nothing of use.
+    """
+
+    def __init__(self, names: Sequence[str], array: np.ndarray, failed: dict[str, str] | None = None):
+        self.array, self.failed = array, failed or {}
+        self.row = {name: row for row, name in enumerate(names) if name not in self.failed}
+        self.names = list(self.row)
+
+    def __getitem__(self, names: Sequence[str] | str) -> Tensor:
+        single = isinstance(names, str)
+        try:
+            rows = [self.row[name] for name in ([names] if single else names)]
+        except KeyError as error:
+            raise CaptioningError(
+                f"No features of image {error}: {self.failed.get(error.args[0], 'it was not encoded')}."
+            ) from None
+        values = torch.from_numpy(np.asarray(self.array[rows])).float()
+        return values[0] if single else values
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.row
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def cache_features(
+    encoder: Encoder,
+    paths: dict[str, Path] | object,
+    kind: str = "grid",
+    *,
+    flip: bool = False,
+    folder: Path | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+    process: tuple[int, int] | None = None,
+) -> Features:
+    """Returns the features of all `paths` (name -> file, or a Dataset), from the cache where they are there.
+
+    `flip` encodes the mirror images. An image that cannot be read is left out and named in `.failed` with the reason.
+    Stored as fp16: half the disk, and an error far below the encoder's own noise. `process`: (number of this process,
+    number of processes) that share the work and the cache folder; by default those of the launched job, if any.
+    """
+    if not isinstance(paths, dict):
+        paths = {name: paths.path(name) for split in paths.splits() for name in paths.images(split)}
+    if not paths:
+        raise CaptioningError("There are no images to encode; check the dataset's split and folder.")
+    process = process or this_process()
+    root = Path(folder or cache_dir() / "features")
+    folder = root / _key(encoder, paths, kind, flip)
+    grid = root / _key(encoder, paths, "grid", flip)
+    if not complete(folder):
+        from helpers.locks import only_one
+
+        from_grid = kind == "pooled" and _is_mean(encoder) and complete(grid)  # the pictures need not be encoded again
+        if (process[1] > 1 or (folder / "blocks").is_dir()) and not from_grid:
+            _fill_together(encoder, paths, kind, flip, folder, batch_size, process)
+        else:
+            with only_one(folder):
+                if not complete(folder) and kind == "pooled" and _is_mean(encoder) and complete(grid):
+                    _average(grid, folder)
+                if not complete(folder):
+                    _fill(encoder, paths, kind, flip, folder, batch_size, progress)
+    return read_features(folder, list(paths))
+
+
+def read_features(folder: Path, names: Sequence[str]) -> Features:
+    """Returns the Features of a cache folder that is complete. Raises CaptioningError when its array cannot be read."""
+    try:
+        array = np.load(folder / "features.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise CaptioningError(
+            f"Cannot read the features in {folder}: {error}. Delete that folder and repeat."
+        ) from error
+    return Features(names, array, read_json(folder / "done.json")["failed"])
+
+
+def _is_mean(encoder: Encoder) -> bool:
+    return type(encoder).pooled is Encoder.pooled
+
+
+def _average(grid: Path, folder: Path) -> None:
+    """Writes the pooled features as the mean over the regions of cached grids."""
+    array = np.load(grid / "features.npy", mmap_mode="r")
+    pooled = _new_array(folder, (len(array), array.shape[-1]))
+    for start in range(0, len(array), BLOCK):
+        pooled[start : start + BLOCK] = array[start : start + BLOCK].astype(np.float32).mean(1)
+    pooled.flush()
+    done = dict(read_json(grid / "done.json"), kind="pooled")
+    write_json(folder / "done.json", done)
+
+
+def _key(encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool) -> str:
+    """Returns a folder name that changes with the encoder, its weights, the image files (size, time) or the kind."""
+    digest = hashlib.sha256()
+    for name, path in paths.items():
+        try:
+            stat = path.stat()
+            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        except OSError:
+            digest.update(f"{name} missing\n".encode("utf-8", "surrogateescape"))
+    return folder_name(encoder, kind, flip, digest.hexdigest())
+
+
+def folder_name(encoder: Encoder, kind: str, flip: bool, images: str) -> str:
+    """Returns the name of a cache folder; `images` is a digest of the images in it."""
+    safe = "".join(c if c.isalnum() else "-" for c in encoder.name)
+    return f"{safe}-{encoder.fingerprint}-{kind}{'-flip' if flip else ''}-{images[:12]}"
+
+
+def _encoded(
+    encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool, rows: range, batch_size: int
+) -> Iterator[tuple[range, list[int], Tensor | None, dict[str, str]]]:
+    """Yields (rows asked for, rows that are good, their features, reasons of the others), a batch at a time.
+
+    One batch ahead: the next is decoded while the encoder computes, and no more than two are in memory. A batch ends
+    where a block ends.
+    """
+    names = list(paths)
+
+    def load(row: int) -> Tensor | str:
+        try:
+            pixels = encoder.prepare(open_image(paths[names[row]]))
+            return pixels.flip(-1) if flip else pixels
+        except CaptioningError as error:
+            return str(error)
+
+    batches = []
+    for block in range(rows.start, rows.stop, BLOCK):
+        end = min(block + BLOCK, rows.stop)
+        batches += [range(start, min(start + batch_size, end)) for start in range(block, end, batch_size)]
+    waiting: deque = deque()
+    with ThreadPoolExecutor(4) as pool:
+        for number, batch in enumerate(batches):
+            for ahead in batches[number + len(waiting) : number + 2]:
+                waiting.append([pool.submit(load, row) for row in ahead])
+            pixels = [future.result() for future in waiting.popleft()]
+            good = [row for row, item in zip(batch, pixels, strict=True) if isinstance(item, Tensor)]
+            bad = {names[row]: item for row, item in zip(batch, pixels, strict=True) if isinstance(item, str)}
+            values = encoder.features(torch.stack([p for p in pixels if isinstance(p, Tensor)]), kind) if good else None
+            yield batch, good, values, bad
+
+
+def _fill(encoder, paths, kind, flip, folder: Path, batch_size: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    mark, file = folder / "progress.json", folder / "features.npy"
+    state = read_json(mark) if mark.exists() and file.exists() else {"next": 0, "failed": {}}
+    first, failed = state["next"], dict(state["failed"])
+    if not first:
+        (folder / "done.json").unlink(missing_ok=True)  # of a cache whose array was lost: it is not done any more
+    array = np.lib.format.open_memmap(file, mode="r+") if first else None
+    title, hidden = f"{encoder.name} {kind}", None if progress else True
+    with tqdm(total=len(paths), initial=first, unit="image", desc=title, disable=hidden) as bar:
+        for batch, good, values, bad in _encoded(encoder, paths, kind, flip, range(first, len(paths)), batch_size):
+            failed |= bad
+            if good:
+                if array is None:
+                    array = _new_array(folder, (len(paths), *values.shape[1:]))
+                array[good] = values.half().numpy()
+            bar.update(len(batch))
+            if array is not None and (batch.stop % BLOCK == 0 or batch.stop == len(paths)):
+                array.flush()
+                write_json(mark, {"next": batch.stop, "failed": failed})
+                array = np.lib.format.open_memmap(file, mode="r+")  # anew, so that what is written leaves the memory
+    if array is None:
+        reasons = "; ".join(list(failed.values())[:3])
+        raise CaptioningError(f"None of the {len(paths)} images could be read: {reasons}")
+    write_json(folder / "done.json", {"encoder": encoder.name, "kind": kind, "images": len(paths), "failed": failed})
+    mark.unlink(missing_ok=True)
+
+
+def _fill_together(encoder, paths, kind, flip, folder: Path, batch_size: int, process: tuple[int, int]) -> None:
+    """Encodes this process's share of the blocks; what a single process had done before is taken over."""
+    names, mark = list(paths), folder / "progress.json"
+    before = read_json(mark) if mark.exists() and (folder / "features.npy").exists() else {"next": 0, "failed": {}}
+    blocks = {f"{start:09d}": range(start, min(start + BLOCK, len(names))) for start in range(0, len(names), BLOCK)}
+
+    def work(key: str) -> Block:
+        rows, array, failed = blocks[key], None, {}
+        here = [names[row] for row in rows]
+        if rows.stop <= before["next"]:
+            array = np.load(folder / "features.npy", mmap_mode="r")[rows.start : rows.stop]
+            return Block(here, array, {n: before["failed"][n] for n in here if n in before["failed"]})
+        for _, good, values, bad in _encoded(encoder, paths, kind, flip, rows, batch_size):
+            failed |= bad
+            if good:
+                if array is None:
+                    array = np.zeros((len(rows), *values.shape[1:]), np.float16)
+                array[[row - rows.start for row in good]] = values.half().numpy()
+        return Block(here, array, failed)
+
+    fill_together(folder, list(blocks), work, process, {"encoder": encoder.name, "kind": kind})
+
+
+def _new_array(folder: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Creates the whole array at once, so that a full disk is found at the start and not after an hour."""
+    path = folder / "features.npy"
+    with atomic_write(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        del array
+        with open(temporary, "r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """Fills the cache for a dataset; the processes of a launched job share the work."""
+    import argparse
+
+    from accelerate import PartialState
+
+    from helpers.encoders import load_encoder
+    from helpers.runs import features_of, load_data
+
+    parser = argparse.ArgumentParser(prog="python -m helpers.features", description="Encode a dataset's images.")
+    parser.add_argument("--dataset", required=True, help='a name for load_dataset, or "shards" for tar archives')
+    parser.add_argument("--data_dir", help="where its files lie")
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--kind", default="grid", choices=["grid", "pooled", "embedding"])
+    parser.add_argument("--flip", action="store_true", help="the mirror images")
+    options = parser.parse_args(arguments)
+    state = PartialState()
+    dataset = load_data({"name": options.dataset, "data_dir": options.data_dir})
+    encoder = load_encoder(options.encoder, state.device.type)
+    features = features_of(encoder, dataset, options.kind, options.flip)
+    if state.is_main_process:
+        print(f"{len(features):,} images, {len(features.failed):,} failed, {list(features.array.shape[1:])} each")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

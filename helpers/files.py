@@ -1,0 +1,90 @@
+"""Small file work that must never leave half a file behind."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.errors import CaptioningError
+from helpers.locks import claimed, sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """Returns the folder for everything that can be made again: `CAPTIONING_CACHE`, else `data/cache`."""
+    return Path(os.environ.get("CAPTIONING_CACHE") or ROOT / "data" / "cache")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its name when the block ends without an error.
+
+    A reader sees the old file or the whole new one, never a part. What a killed process left of an earlier attempt is
+    removed. Raises CaptioningError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, f".{glob.escape(path.name)}.*.part")
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private; the finished file should follow the umask
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        with claimed(temporary):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        # safetensors has an error of its own for a full disk
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise _cannot_write(path, error) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: Exception) -> CaptioningError:
+    reason = getattr(error, "strerror", None) or error
+    return CaptioningError(
+        f"Cannot write {path}: {reason}. Free some space or choose a folder that can be written (CAPTIONING_CACHE "
+        "names the cache folder). Files written earlier are untouched."
+    )
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Writes `value` as readable JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> object:
+    """Returns the value in a JSON file. Raises CaptioningError when it is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise CaptioningError(f"There is no file {path}.") from error
+    except (OSError, ValueError, RecursionError) as error:  # brackets in brackets in brackets, a million deep
+        raise CaptioningError(f"Cannot read {path} as JSON: {error}.") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's bytes as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

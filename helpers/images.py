@@ -1,0 +1,262 @@
+"""The image door: every photo, whoever sent it, comes in through `open_image`, in bounded time and memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from helpers.errors import CaptioningError
+
+MAX_PIXELS = 64_000_000  # above the 50-megapixel phones; 64 million pixels are 192 MB once decoded to RGB
+MAX_SIDE = 65_535  # as in JPEG; WebP and PNG can declare threads of millions of pixels
+MAX_BYTES = 100_000_000  # of the file itself
+MAX_SCAN_PIXELS = 1_500_000_000  # pixels x passes of a progressive JPEG: a small file can ask for thousands of passes
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
+            ".heic", ".heif")  # the last two so that a folder of phone photos explains itself and is not "empty"
+# Only decoders that work in memory on a size declared up front: EPS would start Ghostscript, ICO and ICNS hide
+# a second image with a size of its own.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+_ACCEPTED = "JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF"
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns about odd metadata and about sizes that are refused here in any case; the answer is one message, not two.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def shown(name: object) -> str:
+    """Returns `name` fit for one line of a terminal or log: control characters and undecodable bytes are escaped."""
+    text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
+
+
+def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> Image.Image:
+    """Returns a photo as an 8-bit RGB image, upright, at its full size.
+
+    `source` is a path, an open binary file (an upload), the bytes of an image file, or a PIL image. The EXIF
+    orientation is applied, the first frame of an animation taken, transparency laid on white, CMYK and palettes
+    converted, and more than 8 bits a channel scaled down.
+    Raises CaptioningError when it is missing, not a regular file, empty, not an image, truncated, larger than
+    MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before anything is decoded).
+    """
+    if isinstance(source, Image.Image):
+        name = shown(getattr(source, "filename", "") or "the image")
+        return _finish(source, name)
+    name, data = _read(source)
+    if not data:
+        raise CaptioningError(f"{name} is empty (0 bytes). Copy or download it again.")
+    return _finish(_identify(data, name), name, data)
+
+
+def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """Returns the files that `paths` name, each folder replaced by the images directly in it, in natural order.
+
+    Natural order puts photo2 before photo10. Nothing is opened: a path that does not exist, and a folder without
+    images, stay in the list, so that `open_image` says what is wrong with them and the others go on.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside: list[Path] = []
+        try:
+            if path.is_dir():
+                inside = [entry for entry in path.iterdir() if _looks_like_image(entry)]
+        except (OSError, ValueError):  # no permission, a link to itself, a name no system accepts
+            pass
+        found += sorted(inside, key=natural_key) or [path]
+    return found
+
+
+def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
+    """Returns a sort key by which numbers inside names compare as numbers."""
+    pieces = re.split(r"([0-9]{1,18})", os.fspath(path))
+    return [(0, int(piece), piece) if i % 2 else (1, 0, piece.lower()) for i, piece in enumerate(pieces)]
+
+
+def _looks_like_image(path: Path) -> bool:
+    # "._photo.jpg" is what macOS leaves beside a photo on a foreign disk; it holds no image
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _read(source: str | os.PathLike | bytes | IO[bytes]) -> tuple[str, bytes]:
+    """Returns the printable name and at most MAX_BYTES of the source; never waits on a FIFO or a device."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, data = "the image", bytes(source)
+    elif isinstance(source, str | os.PathLike):
+        name, data = shown(source), _read_path(source)
+    elif hasattr(source, "read"):
+        name = shown(getattr(source, "name", None) or "the image")
+        try:
+            if source.seekable():
+                source.seek(0)  # an upload may have been read once already
+            data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise CaptioningError(f"Cannot read {name}: {error}.") from error
+        if not isinstance(data, bytes):
+            raise CaptioningError(f"{name} is open as text. Open it with mode 'rb'.")
+    else:
+        raise CaptioningError(f"Expected a path, an open file or an image, not {type(source).__name__}.")
+    if len(data) > MAX_BYTES:
+        raise CaptioningError(f"{name} is larger than {MAX_BYTES // 10**6} MB. Save a smaller copy and use that.")
+    return name, data
+
+
+def _read_path(path: str | os.PathLike) -> bytes:
+    name = shown(path)
+    if name.lower().startswith(("http://", "https://")):
+        raise CaptioningError(f"{name} is a web address. Download the photo first and give the path of the file.")
+    try:
+        # without O_NONBLOCK, opening a FIFO waits for a writer for ever
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        if os.path.isdir(path):
+            raise IsADirectoryError
+        handle = os.open(path, flags)
+    except IsADirectoryError:
+        raise CaptioningError(
+            f"{name} is a folder without images in it, not an image. Name a photo, or a folder that holds photos "
+            f"directly ({', '.join(SUFFIXES[:4])}, ...)."
+        ) from None
+    except FileNotFoundError:
+        raise CaptioningError(f"There is no file {name}. Check the spelling and the folder.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise CaptioningError(f"Cannot open {name}: {getattr(error, 'strerror', None) or error}.") from error
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise CaptioningError(f"{name} is not a regular file (it is a pipe, a socket or a device). Name a photo.")
+        try:
+            return file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise CaptioningError(f"Cannot read {name}: {error.strerror or error}.") from error
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    """Returns the image with its header read and nothing decoded."""
+    formats = FORMATS
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        try:
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+            formats = ("HEIF", *FORMATS)
+        except ImportError:
+            if b"avif" not in data[8:64]:  # AVIF may carry mif1 as its major brand
+                raise CaptioningError(
+                    f"{name} is a HEIC photo, which needs a decoder. Run `pip install pillow-heif`, or save the photo "
+                    "as JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible)."
+                ) from None
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError:
+        raise _too_large(name, "far more") from None
+    except (Image.UnidentifiedImageError, KeyError):  # KeyError: a Pillow built without one of the formats
+        raise CaptioningError(f"{name} is not an image that can be read{_guess(data)}. Use {_ACCEPTED}.") from None
+    except Exception as error:  # Pillow's parsers raise nearly everything on damaged headers
+        raise _damaged(name, error) from error
+
+
+def _guess(data: bytes) -> str:
+    head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<svg", b"<?xml", b"<!doctype svg")) and b"<svg" in head:
+        return ": it is an SVG drawing; export it as PNG"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return ": it is a web page; save the picture itself, not the page around it"
+    if head.startswith(b"%pdf"):
+        return ": it is a PDF; export the page as PNG"
+    if head.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer; run `git lfs pull`"
+    try:
+        text = data[:4096].decode("utf-8")
+    except UnicodeDecodeError as error:
+        text = data[:4096].decode("utf-8", "ignore") if error.start > len(data[:4096]) - 4 else ""
+    if text and not re.search(r"[\x00-\x08\x0e-\x1f]", text):
+        return ": it holds text"
+    return ""
+
+
+def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise CaptioningError(f"{name} has no pixels ({width} x {height}).")
+    if max(width, height) > MAX_SIDE:
+        raise CaptioningError(f"{name} is {width} x {height} pixels; no side may be longer than {MAX_SIDE:,}.")
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height} pixels, more")
+    # FF DA starts a pass over the picture; inside compressed data every FF is followed by 00, so counting is enough
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") * width * height > MAX_SCAN_PIXELS:
+        raise CaptioningError(f"{name} is a JPEG with far too many passes. Open it and save it again.")
+    try:
+        image.load()
+        if image.size[0] * image.size[1] > MAX_PIXELS:
+            raise _too_large(name, "more")
+        turn = _TURNS.get(_orientation(image))  # after load: some formats keep it at the end, TIFF turns by itself
+        image = _to_rgb(image)
+        return image.transpose(turn) if turn is not None else image
+    except CaptioningError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  broken metadata is no reason to refuse a photo that can be seen
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image if type(image) is Image.Image else image.copy()  # a plain image, free of the file's bytes
+    if image.mode.startswith(("I", "F")):
+        return _scale(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        paper = Image.new("RGB", rgba.size, "white")
+        paper.paste(rgba, mask=rgba.getchannel("A"))
+        return paper
+    return image.convert("RGB")
+
+
+def _scale(image: Image.Image) -> Image.Image:
+    """Returns 16- and 32-bit grey values as 8 bits; Pillow's own conversion would cut them off at 255."""
+    import numpy as np
+
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+    else:
+        low, high = (float(f(values, where=np.isfinite(values), initial=0.0)) for f in (np.min, np.max))
+        high = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), high)
+        if image.mode == "I" and high == 1.0:
+            high = 255.0  # whole numbers of 0 and 1 are a very dark photo, not a fraction
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 256):  # in strips, since as 32-bit numbers a large photo needs four times the room
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            strip = np.nan_to_num(values[top:top + 256].astype(np.float64), nan=0.0, posinf=high, neginf=low)
+        grey[top:top + 256] = np.rint((strip - low) * (255.0 / max(high - low, 1e-12))).clip(0, 255)
+    return Image.fromarray(grey)
+
+
+def _too_large(name: str, size: str) -> CaptioningError:
+    return CaptioningError(
+        f"{name} declares {size} than the {MAX_PIXELS // 10**6} million pixels allowed. Save and use a smaller copy."
+    )
+
+
+def _damaged(name: str, error: Exception) -> CaptioningError:
+    what = "there is not enough memory to decode it" if isinstance(error, MemoryError) else shown(str(error))
+    return CaptioningError(f"{name} cannot be decoded: {what or type(error).__name__}. Copy or save it again.")

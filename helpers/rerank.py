@@ -1,0 +1,47 @@
+"""Beam search finds captions that are likely; a dual encoder such as CLIP says which of them fits the photo best.
+
+Shapes: B images, K candidates of each, E width of the joint space of images and captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from helpers.errors import CaptioningError
+
+
+def rerank(
+    groups: Sequence[Sequence], captions: Sequence[Sequence[str]], vectors: Tensor, encoder, weight: float
+) -> list[list]:
+    """Returns the groups of Hypothesis, each sorted anew by score + `weight` * cosine of image and caption.
+
+    captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space. The score is near
+    a mean log-probability a token (see `length_penalty`), the cosine between -1 and 1: at a weight of 2 a difference
+    of 0.1 in cosine counts as much as one of 0.2 in the score. Each hypothesis carries the new score.
+    """
+    flat = [caption for group in captions for caption in group]
+    if not flat or not weight:
+        return [list(group) for group in groups]
+    owner = torch.tensor([image for image, group in enumerate(captions) for _ in group])
+    texts = encoder.encode_text(flat).float().cpu()  # [sum of K, E], of length 1
+    cosine = (F.normalize(vectors.float().cpu(), dim=-1)[owner] * texts).sum(-1).tolist()
+    ranked, rest = [], iter(cosine)
+    for group in groups:
+        scored = [replace(h, score=h.score + weight * next(rest)) for h in group]
+        ranked.append(sorted(scored, key=lambda h: -h.score))
+    return ranked
+
+
+def image_vectors(encoder, features: Tensor) -> Tensor:
+    """Returns vectors [B, E] of grids [B, R, D] that `encoder` made. Raises CaptioningError when it cannot compare."""
+    if not hasattr(encoder, "embed_grid") or features.shape[1] != encoder.regions:
+        raise CaptioningError(
+            f"clip_weight compares photos with captions, which needs the grid of an encoder with a text side such as "
+            f"pocket-clip; here are {features.shape[1]} vectors an image from {encoder.name}. Set clip_weight to 0."
+        )
+    return encoder.embed_grid(features)

@@ -1,0 +1,141 @@
+"""From a training configuration to everything that the loop needs.
+
+A configuration is a JSON object:
+
+    name         of the captioner
+    dataset      {"name": "flickr8k", "data_dir": "..."}: arguments of `load_dataset`
+    encoder      a name for `load_encoder`;  features: "grid", "pooled" or "embedding";  flip: also mirrored images
+    crops        how many views by random windows of the training images to add, see `helpers.augment`; 0 by default
+    inference_features   what the checkpoint reads later, such as "grid+mirror"; by default what it was trained on
+    model        {"class": "ShowAttendTell", ...options of that class}
+    vocabulary   {"min_count": 4}, for the CNN-LSTMs
+    stages       list of stages, see `helpers.training.STAGE_DEFAULTS`
+    start_from   a checkpoint (name or folder) to fine-tune instead of starting anew; with "vocabulary" a CNN-LSTM
+                 learns the new words as well (see helpers/own_data.py)
+    decoding     the options that the checkpoint will caption with
+    seed, output (folder), mixed_precision ("no", "bf16", "fp16")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from helpers.errors import CaptioningError, unknown_name
+from helpers.files import cache_dir
+
+KEYS = {
+    "name", "dataset", "encoder", "features", "flip", "crops", "model", "vocabulary", "stages", "start_from",
+    "decoding", "seed", "output", "mixed_precision", "inference_features",
+}  # fmt: skip
+
+
+def prepare(config: dict):
+    """Returns the `helpers.training.Run` that the configuration describes: data read, images encoded, model built."""
+    from helpers.training import Run, seed_everything
+
+    check(config)
+    dataset = load_data(config["dataset"])
+    train, dev = dataset.references("train"), dataset.references("dev")
+    if not train or not dev:
+        raise CaptioningError(
+            f"Training needs images in the splits train and dev; {dataset.name} has {dataset.splits()}."
+        )
+    kind, flip, crops = config.get("features", "grid"), config.get("flip", False), config.get("crops", 0)
+    views = image_views(dataset, config["encoder"], kind, flip, crops)
+    seed_everything(config.get("seed", 0))
+    if config.get("start_from"):
+        from helpers.captioner import load_checkpoint
+        from helpers.own_data import check_fit, grow_vocabulary
+
+        model, known = load_checkpoint(config["start_from"])
+        check_fit(config, known)
+        if "vocabulary" in config and known["tokenizer"] == "vocabulary.json":
+            grow_vocabulary(model, [c for captions in train.values() for c in captions], **config["vocabulary"])
+    else:
+        model = new_model(
+            config, [caption for captions in train.values() for caption in captions], views[0], list(train)
+        )
+    folder = Path(config.get("output") or cache_dir() / "runs" / config["name"])
+    return Run(model, train, dev, views, folder, config.get("seed", 0))
+
+
+def check(config: dict) -> None:
+    """Raises CaptioningError on a key that is missing or not known."""
+    for key in config:
+        if key not in KEYS:
+            raise unknown_name("configuration key", key, KEYS)
+    for key in ("name", "dataset", "encoder", "stages"):
+        if key not in config:
+            raise CaptioningError(f"The training configuration has no {key!r}; see the top of helpers/runs.py.")
+
+
+def load_data(options: dict):
+    """Returns the Dataset that `options` name, "shards" included. In a launched job the first process fetches it."""
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        if options.get("name") == "shards":
+            from helpers.shards import read_shards
+
+            return read_shards(**{key: value for key, value in options.items() if key != "name"})
+        from helpers.datasets import load_dataset
+
+        return load_dataset(**options)
+
+
+def features_of(encoder, dataset, kind: str, flip: bool = False):
+    """Returns the cached features of all images with a train or dev split, from files or from tar shards."""
+    if hasattr(dataset, "shards"):
+        from helpers.shards import shard_features
+
+        return shard_features(encoder, dataset, kind, flip=flip)
+    from helpers.features import cache_features
+
+    paths = {image: dataset.path(image) for split in ("train", "dev") for image in dataset.images(split)}
+    return cache_features(encoder, paths, kind, flip=flip)
+
+
+def image_views(dataset, encoder_name: str, kind: str, flip: bool, crops: int = 0) -> list:
+    """Returns the cached features of all images with a train or dev split, plain ones first.
+
+    With `flip` also those of their mirror images; then `crops` views of the training images by random windows.
+    """
+    from helpers.encoders import load_encoder
+
+    encoder = load_encoder(encoder_name, "cuda" if torch.cuda.is_available() else "cpu")
+    views = [features_of(encoder, dataset, kind, mirror) for mirror in ([False, True] if flip else [False])]
+    if crops:
+        from accelerate import PartialState
+
+        from helpers.augment import crop_views
+
+        if hasattr(dataset, "shards"):
+            raise CaptioningError("Views by crops need a dataset of image files; set crops to 0 for shards.")
+        paths = {image: dataset.path(image) for split in ("train", "dev") for image in dataset.images(split)}
+        with PartialState().main_process_first():
+            views += crop_views(encoder, paths, dataset.images("train"), kind, crops)
+    return views
+
+
+def new_model(config: dict, captions: list[str], features, images: list[str]):
+    """Returns an untrained model with its tokenizer, and with the features' statistics measured on training images."""
+    from helpers.models import build_model
+    from helpers.text import Vocabulary
+
+    options = {key: value for key, value in config["model"].items() if key != "class"}
+    width = features.array.shape[-1]
+    if config["model"]["class"] == "ClipCap":
+        model = build_model("ClipCap", {"feature_width": width, **options})
+    else:
+        vocabulary = Vocabulary.build(captions, **config.get("vocabulary", {}))
+        model = build_model(
+            config["model"]["class"], {"vocabulary_size": len(vocabulary), "feature_width": width, **options}
+        )
+        model.tokenizer, model.end_id = vocabulary, vocabulary.end_id
+    generator = torch.Generator().manual_seed(0)
+    sample = [images[i] for i in torch.randperm(len(images), generator=generator)[:1000].tolist()]
+    if model.config.get("standardise", True):
+        model.standardise.fit(features[sample])
+    return model

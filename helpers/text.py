@@ -1,0 +1,122 @@
+"""Captions as numbers: word tokens, the vocabulary, padding.
+
+Shapes: N captions, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from helpers.errors import CaptioningError
+from helpers.files import read_json, write_json
+
+IGNORE = -100  # the label of a position that is not scored; PyTorch's cross_entropy skips it by default
+PAD, START, END, UNKNOWN = range(4)
+SPECIALS = ["<pad>", "<start>", "<end>", "<unk>"]
+
+_APOSTROPHES = str.maketrans("", "", "'’`´")
+_NOT_WORD = re.compile(r"[^\w]+|_")
+
+
+def normalise(caption: str) -> list[str]:
+    """Returns the words of a caption: lower case, compatibility characters unified, punctuation dropped.
+
+    "A man's well-worn hat ." becomes `["a", "mans", "well", "worn", "hat"]`. Letters of any script are kept.
+    """
+    text = unicodedata.normalize("NFKC", caption).lower().translate(_APOSTROPHES)
+    return _NOT_WORD.sub(" ", text).split()
+
+
+class Vocabulary:
+    """The words a model knows, each with a number. Numbers 0 to 3 are `<pad>`, `<start>`, `<end>` and `<unk>`.
+
+    Serves as the `tokenizer` of the CNN-LSTMs: `encode(str) -> ids` and `decode(ids) -> str`.
+    """
+
+    pad_id, start_id, end_id, unknown_id = PAD, START, END, UNKNOWN
+    unsayable = (PAD, START, UNKNOWN)  # numbers that decoding must never choose
+
+    def __init__(self, words: Sequence[str]):
+        """`words`: the words in the order of their numbers, without the four special ones."""
+        self.words = SPECIALS + list(words)
+        self.index = {word: number for number, word in enumerate(self.words)}
+        if len(self.index) != len(self.words):
+            raise CaptioningError("The vocabulary names a word twice; build it again from the training captions.")
+
+    @classmethod
+    def build(cls, captions: Iterable[str], min_count: int = 4) -> Vocabulary:
+        """Returns the vocabulary of words seen at least `min_count` times, most frequent first.
+
+        Give it training captions alone: a word counted on the test split has leaked from it.
+        """
+        counts = Counter(word for caption in captions for word in normalise(caption))
+        kept = [word for word, count in counts.items() if count >= min_count]
+        if not kept:
+            raise CaptioningError(
+                f"No word occurs {min_count} times in these captions; lower min_count or add captions."
+            )
+        return cls(sorted(kept, key=lambda word: (-counts[word], word)))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self.index
+
+    def encode(self, caption: str, max_words: int | None = None) -> list[int]:
+        """Returns the numbers of a caption's words, without start and end; an unknown word becomes `<unk>`."""
+        return [self.index.get(word, UNKNOWN) for word in normalise(caption)[:max_words]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the words of `ids` joined by blanks, up to the first `<end>`; padding and start are left out."""
+        words = []
+        for number in ids:
+            if number == END:
+                break
+            if number not in (PAD, START):
+                words.append(self.words[int(number)])
+        return " ".join(words)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the words as JSON."""
+        write_json(path, {"words": self.words[len(SPECIALS) :]})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Returns the vocabulary that `save` wrote. Raises CaptioningError when the file is something else."""
+        value = read_json(path)
+        words = value.get("words") if isinstance(value, dict) else None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise CaptioningError(f'{path} is not a vocabulary: expected {{"words": [...]}}.')
+        return cls(words)
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.LongTensor:
+    """Returns the sequences as one [N, T] tensor, T the longest, filled up at the end with `value`."""
+    length = max((len(sequence) for sequence in sequences), default=0)
+    out = torch.full((len(sequences), length), value, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        out[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+    return out
+
+
+def teacher_forcing_batch(
+    encoded: Sequence[Sequence[int]], start_id: int | None, end_id: int, pad_id: int = PAD
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Returns inputs and labels, both [N, T]: what the model reads at each position and what it should say next.
+
+    A caption `w1 w2` is read as `<start> w1 w2` and should be continued as `w1 w2 <end>`: the end is a label like any
+    other, or decoding would never stop. Padding is `pad_id` in the inputs and IGNORE in the labels, so that no real
+    token's number is ever skipped. With `start_id=None` (a prefix precedes the caption and its last output predicts
+    `w1`) the inputs are `w1 w2` and the labels still `w1 w2 <end>`, one longer.
+    """
+    start = [] if start_id is None else [start_id]
+    inputs = pad([start + list(ids) for ids in encoded], pad_id)
+    labels = pad([list(ids) + [end_id] for ids in encoded], IGNORE)
+    return inputs, labels

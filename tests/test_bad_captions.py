@@ -1,0 +1,173 @@
+"""What each kind of bad data is answered with: every fault at once, never a wrong split or a silent skip."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import caption_files as files
+from helpers.datasets import (
+    Dataset,
+    load_dataset,
+    read_coco,
+    read_flickr8k,
+    read_flickr30k,
+    read_folder,
+    split_by_image,
+)
+from helpers.errors import CaptioningError
+from tests.small_datasets import error_of, folder_with, kaggle, photos
+
+
+def test_byte_order_mark_windows_line_ends_and_utf16(tmp_path):
+    text = 'image,caption\r\na.jpg,"Ein Hund, läuft"\r\nb.jpg,犬が走る\r\n\r\nc.jpg,كلب يجري 🐕\r\n'
+    for data in (text.encode("utf-8-sig"), text.encode("utf-16"), text.replace("\r\n", "\r").encode()):
+        references = read_folder(folder_with(tmp_path, data)).references()
+        assert references == {"a.jpg": ["Ein Hund, läuft"], "b.jpg": ["犬が走る"], "c.jpg": ["كلب يجري 🐕"]}
+    assert "not UTF-8 (line 2)" in error_of(read_folder, folder_with(tmp_path, text.encode("cp1252", "replace")))
+
+
+def test_every_fault_is_reported_at_once(tmp_path):
+    long = " ".join(["word"] * 10_000)
+    folder = folder_with(tmp_path, (
+        "image,caption,split\n"
+        "a.jpg,fine,train\n"          # line 2
+        "a.jpg,,train\n"              # empty
+        "b.jpg,   ,dev\n"             # empty
+        "a.jpg,bell \a rings,train\n"  # control character
+        f"a.jpg,{long},train\n"       # 10,000 words
+        "a.jpg,one, two,train\n"      # unquoted comma
+        "d.jpg,no such image,train\n"
+        "B.jpg,case differs,dev\n"
+        "../a.jpg,out of the folder,train\n"
+        "/etc/passwd,out of the folder,train\n"
+        ",no name,train\n"
+        "a.jpg,an image in two splits,test\n"
+        "b.jpg,unknown split,trian\n"
+    ))
+    message = error_of(read_folder, folder)
+    for words in (
+        "empty caption; write one or delete the row: 2 (line 3, line 4)",
+        "control characters in the caption; delete them: 1 (line 5)", "more than 500 words", "line 6: 10,000",
+        "not 3 fields", "line 7", "d.jpg, line 8", "there is b.jpg",
+        "leads out of the image folder: 2 (line 10: ../a.jpg, line 11: /etc/passwd)", "no image name: 1 (line 12)",
+        "different splits", "unknown split", "line 14: trian",
+    ):
+        assert words in message, words
+    assert message.startswith(f"{folder / 'captions.csv'} cannot be used as it is: 15 faults.")
+
+
+@pytest.mark.parametrize(("csv", "words"), [
+    ("", "needs the columns image and caption"),
+    ("file,text\na.jpg,x\n", "needs the columns image and caption in its first line; it has: file,text"),
+    ("a.jpg,A dog .\n", "needs the columns"),
+    ("image,caption,caption\na.jpg,x,y\n", "names a column twice"),
+    ("image,caption\n", "has no captions"),
+    ('image,caption\na.jpg,"never closed\nb.jpg,x\n', "is a double quote missing?"),
+    ('image,caption\na.jpg,"opens here\nb.jpg,closes" there\n', "is a double quote missing?"),
+    ('image,caption\na.jpg,"one\ntwo"\n', "runs over several lines"),
+    ("image,caption\na.jpg," + "x" * 200_000 + "\n", "not CSV from here on: field larger"),
+    ("image,caption\na.jpg,nul \0 byte\n", "control characters"),
+    ("image,caption,split\na.jpg,x,train\na.jpg,y,\n", "different splits"),
+])
+def test_faults_of_a_csv(tmp_path, csv, words):
+    assert words in error_of(read_folder, folder_with(tmp_path, csv))
+
+
+def test_duplicates_bare_images_and_tabs_are_noted_and_kept(tmp_path):
+    folder = folder_with(tmp_path, 'image,caption\na.jpg,"a\tb  c "\na.jpg,a b c\n')
+    dataset = read_folder(folder)
+    assert dataset.captions() == ["a b c", "a b c"]
+    assert any("1 rows repeat a caption" in note for note in dataset.notes)
+    assert any("2 images have no caption: b.jpg, c.jpg" in note for note in dataset.notes)
+
+
+def test_one_image_only(tmp_path):
+    dataset = read_folder(folder_with(tmp_path, "image,caption\na.jpg,x\na.jpg,y\n", "a.jpg"))
+    assert dataset.splits() == ["train"] and dataset.references() == {"a.jpg": ["x", "y"]}
+    assert any("Fewer than three images" in note for note in dataset.notes)
+    assert "it has train (1 images)" in error_of(dataset.images, "dev")
+
+
+def test_missing_things_are_named(tmp_path):
+    assert "There is no folder" in error_of(load_dataset, "flickr8k", tmp_path / "none")
+    assert "holds none of captions.txt" in error_of(load_dataset, "flickr8k", tmp_path)
+    assert "no captions_*.json" in error_of(load_dataset, "coco", tmp_path)
+    assert "no CSV file" in error_of(load_dataset, "folder", tmp_path)
+    assert "needs data_dir" in error_of(load_dataset, "folder")
+    assert "Did you mean 'flickr8k'?" in error_of(load_dataset, "flikr8k", tmp_path)
+    dataset = read_flickr8k(kaggle(tmp_path))
+    assert "Unknown split 'trian'" in error_of(dataset.images, "trian")
+    for image in (tmp_path / "Images").iterdir():
+        image.unlink()
+    assert "8 faults" in error_of(read_flickr8k, tmp_path)
+
+
+def test_a_fifo_in_place_of_a_caption_file_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "captions.csv")
+    assert "There is no file" in error_of(read_folder, tmp_path)
+
+
+def test_an_image_in_two_splits_is_never_accepted(tmp_path):
+    table = pd.DataFrame({"image": ["a", "a"], "caption": ["x", "y"], "split": ["train", "dev"]})
+    assert "in two splits" in error_of(Dataset, "any", table, tmp_path)
+
+
+def test_fingerprint_follows_captions_splits_and_image_files(tmp_path):
+    folder = folder_with(tmp_path, "image,caption,split\na.jpg,x,train\nb.jpg,y,dev\n")
+    first = read_folder(folder).fingerprint()
+    assert read_folder(folder).fingerprint() == first
+    changed = set()
+    for rows in ("a.jpg,z,train\nb.jpg,y,dev\n", "a.jpg,x,train\nb.jpg,y,test\n"):
+        changed.add(read_folder(folder_with(tmp_path, "image,caption,split\n" + rows)).fingerprint())
+    folder_with(tmp_path, "image,caption,split\na.jpg,x,train\nb.jpg,y,dev\n")
+    with open(folder / "a.jpg", "ab") as file:
+        file.write(b"more")
+    changed.add(read_folder(folder).fingerprint())
+    assert len(changed) == 3 and first not in changed
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=120), st.integers(0, 5), st.randoms())
+def test_split_by_image_whatever_the_rows(images, seed, shuffler):
+    table = pd.DataFrame({"image": [f"{n}.jpg" for n in images], "caption": "x", "split": ""})
+    split = split_by_image(table, seed)
+    of_image = dict(zip(split["image"], split["split"], strict=True))
+    assert (split["split"] == split["image"].map(of_image)).all() and len(split) == len(table)
+    order = list(range(len(table)))
+    shuffler.shuffle(order)
+    moved = split_by_image(table.iloc[order], seed)
+    assert dict(zip(moved["image"], moved["split"], strict=True)) == of_image
+    assert set(of_image.values()) == ({"train", "dev", "test"} if len(of_image) >= 3 else {"train"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode),
+                 st.lists(st.sampled_from(["a.jpg", ",", '"', "\n", "\r", "#0", "\t", "|", " 4 ", "caption", "image",
+                                           "\0", "train", ";", "\ufeff", "\udcff", "é"]), max_size=60)
+                 .map(lambda pieces: "".join(pieces).encode("utf-8", "surrogateescape"))))
+def test_readers_answer_any_bytes_with_a_table_or_one_error(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    photos(folder, "a.jpg", "Images/a.jpg")
+    for name, prefix, reader in (
+        ("captions.csv", b"image,caption,split\n", read_folder), ("Flickr8k.token.txt", b"", read_flickr8k),
+        ("results.csv", b"image_name| comment_number| comment\n", read_flickr30k),
+        ("captions_val2017.json", b'{"images": [', read_coco),
+    ):
+        for content in (data, prefix + data):
+            (folder / name).write_bytes(content)
+            try:
+                assert len(reader(folder).table) > 0
+            except CaptioningError as error:
+                assert str(error).replace("\n", "").isprintable()
+        (folder / name).unlink()
+
+
+def test_lines_are_cut_at_line_ends_alone(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("a\u2028b.jpg\r\nc\x0cd.jpg\re.jpg\ne.jpg\n".encode())
+    assert files.parse_list(path) == ["a\u2028b.jpg", "c\x0cd.jpg", "e.jpg"]

@@ -1,0 +1,78 @@
+"""Baselines and diversity on sets small enough to see the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers.baselines import baseline_rows, consensus, leave_one_out, most_frequent_caption, nearest_captions
+from helpers.diversity import diversity, mutual_bleu
+from helpers.errors import CaptioningError
+from helpers.metrics import evaluate
+from tests.toy_captions import FAST, REFERENCES
+
+
+def test_the_most_frequent_caption_is_counted_on_words() -> None:
+    assert most_frequent_caption(["Two men", "A dog .", "a dog", "A DOG!", "two men"]) == "a dog"
+    with pytest.raises(CaptioningError, match="no training captions"):
+        most_frequent_caption([" . "])
+
+
+def test_the_nearest_neighbour_is_the_nearest_direction() -> None:
+    train = {"east": ["a red dog", "a red dog runs"], "north": ["two blue cats"]}
+    known, asked = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[100.0, 1.0], [0.1, 0.2]])
+    captions = nearest_captions(known, train, asked, ["far", "near"])
+    assert captions == {"far": "a red dog", "near": "two blue cats"}
+    with pytest.raises(CaptioningError, match="one width"):
+        nearest_captions(known[:, None], train, asked, ["far", "near"])
+    with pytest.raises(CaptioningError, match="2 and 2 rows"):
+        nearest_captions(known, train, asked, ["far"])
+
+
+def test_the_consensus_is_the_caption_most_like_the_others() -> None:
+    assert consensus(["many cats", "a dog runs fast", "the dog runs", "a dog runs"]) == "a dog runs"
+
+
+def test_one_person_against_the_others_is_the_mean_over_people() -> None:
+    scores = leave_one_out(REFERENCES, FAST)
+    first = evaluate({i: c[1:] for i, c in REFERENCES.items()}, {i: c[0] for i, c in REFERENCES.items()}, FAST)
+    second = evaluate({i: c[:1] for i, c in REFERENCES.items()}, {i: c[1] for i, c in REFERENCES.items()}, FAST)
+    assert scores == pytest.approx({metric: (first[metric] + second[metric]) / 2 for metric in first})
+    with pytest.raises(CaptioningError, match="at least two captions"):
+        leave_one_out({"a": ["x"]})
+
+
+def test_the_baseline_rows_stand_in_order() -> None:
+    train = {f"t {image}": captions for image, captions in REFERENCES.items()}
+    vectors = np.eye(len(REFERENCES))
+    rows = baseline_rows(train, REFERENCES, vectors, vectors, FAST)
+    assert list(rows) == ["most frequent caption", "nearest neighbour's caption", "one person against the others"]
+    assert rows["most frequent caption"]["CIDEr"] < 1 < rows["nearest neighbour's caption"]["CIDEr"]
+    assert list(baseline_rows(train, REFERENCES, metrics=FAST)) == [list(rows)[0], list(rows)[2]]
+
+
+def test_diversity_by_hand() -> None:
+    values = diversity({"1": "A dog runs.", "2": "a dog runs", "3": "a cat"}, train_captions=["a dog runs", "two men"])
+    assert values["length"] == pytest.approx(8 / 3) and values["vocabulary"] == 4
+    assert values["different"] == pytest.approx(2 / 3)
+    assert values["distinct-1"] == pytest.approx(4 / 8)
+    assert values["distinct-2"] == pytest.approx(3 / 5)
+    assert values["unseen"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("words", ["abcd", "ab"])
+def test_mutual_bleu_is_corpus_bleu_against_the_others(words: str) -> None:
+    rng = np.random.default_rng(0)
+    group = [rng.choice(list(words), rng.integers(4, 9)).tolist() for _ in range(12)]
+    references = {str(n): [" ".join(w) for m, w in enumerate(group) if m != n] for n in range(12)}
+    wanted = evaluate(references, {str(n): " ".join(words) for n, words in enumerate(group)}, ["BLEU-4"])["BLEU-4"]
+    assert mutual_bleu([group]) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_several_captions_an_image_are_compared_within_the_image() -> None:
+    alike = {"1": ["a dog runs on grass"] * 3, "2": ["two men sit on chairs"] * 3}
+    assert diversity(alike)["mBLEU-4"] == pytest.approx(1.0)
+    varied = {"1": ["a dog runs on grass", "some animal plays outside today"], "2": ["x y z w v"]}
+    assert diversity(varied)["mBLEU-4"] < 0.01
+    with pytest.raises(CaptioningError, match="no captions"):
+        diversity({})

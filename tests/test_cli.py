@@ -1,0 +1,210 @@
+"""generate_caption.py: what it prints, its exit status, and that it starts fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import generate_caption
+from helpers.captioner import Caption, available
+from helpers.errors import CaptioningError
+
+HEAVY = ("pandas", "nltk", "matplotlib", "transformers", "streamlit", "pycocoevalcap", "scipy", "sklearn", "accelerate")
+
+
+class StandIn:
+    """Answers for a captioner and remembers what it was asked."""
+
+    calls: list = []
+
+    @classmethod
+    def load(cls, name, device="cpu"):
+        if name == "no-such-model":
+            raise CaptioningError("Unknown model 'no-such-model'. Known: stand-in.")
+        cls.calls = [("load", name, device)]
+        return cls()
+
+    def caption(self, images, **options):
+        self.calls.append((len(images), options))
+        if "prompt" in options:
+            raise CaptioningError("stand-in takes no prompt.")
+        return [self.answer(str(image), f"a photo\nof {len(images)}") for image in images]
+
+    @staticmethod
+    def answer(name: str, caption: str) -> Caption:
+        if "bad" in name:
+            return Caption(name, None, None, "stand-in", error=f"{name} is not an image.")
+        return Caption(name, caption, -1.5, "stand-in", [("a second one", -2.5)])
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> type[StandIn]:
+    monkeypatch.setattr("helpers.captioner.Captioner", StandIn)
+    StandIn.calls = []
+    return StandIn
+
+
+def test_a_line_a_photo(stand_in, capsys) -> None:
+    assert generate_caption.main(["--image_path", "one.jpg", "two.jpg"]) == 0
+    assert capsys.readouterr().out == "one.jpg\ta photo of 2\ntwo.jpg\ta photo of 2\n"
+    assert stand_in.calls[0][:2] == ("load", None)  # which is the default
+
+
+def test_json_lines(stand_in, capsys) -> None:
+    assert generate_caption.main(["--image_path", "one.jpg", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "image": "one.jpg", "caption": "a photo\nof 1", "log_prob": -1.5, "model": "stand-in",
+        "alternatives": [{"caption": "a second one", "log_prob": -2.5}],
+    }  # fmt: skip
+
+
+def test_bad_images_are_named_and_the_others_printed(stand_in, capsys) -> None:
+    assert generate_caption.main(["--image_path", "one.jpg", "bad.jpg", "two.jpg"]) == 1
+    output = capsys.readouterr()
+    assert [row.split("\t")[0] for row in output.out.splitlines()] == ["one.jpg", "two.jpg"]
+    assert output.err == "bad.jpg is not an image.\n1 of 3 images got no caption.\n"
+
+
+def test_a_folder_stands_for_its_images(stand_in, samples, capsys) -> None:
+    assert generate_caption.main(["--image_path", str(samples[0].parent)]) == 0
+    assert [row.split("\t")[0] for row in capsys.readouterr().out.splitlines()] == [str(path) for path in samples]
+
+
+def test_a_long_list_is_captioned_in_batches(stand_in, capsys) -> None:
+    assert generate_caption.main(["--image_path", *(f"{number}.jpg" for number in range(40))]) == 0
+    assert [size for size, _ in stand_in.calls[1:]] == [16, 16, 8]
+    assert len(capsys.readouterr().out.splitlines()) == 40
+
+
+def test_names_keep_to_their_line(stand_in, capsys) -> None:
+    generate_caption.main(["--image_path", "a\tb\nc\udcff.jpg"])
+    row = capsys.readouterr().out
+    assert row.count("\n") == row.count("\t") == 1
+    generate_caption.main(["--image_path", "a\tb\nc\udcff.jpg", "--json"])
+    assert json.loads(capsys.readouterr().out)["image"] == "a\tb\nc\udcff.jpg"
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ([], {}),
+        (["--beam_size", "3", "--length_penalty", "0.5"], {"beam_size": 3, "length_penalty": 0.5}),
+        (["--beam_size", "1"], {"method": "greedy"}),
+        (["--top_p", "0.9"], {"method": "sample", "top_p": 0.9}),
+        (["--top_k", "5", "--temperature", "0.7"], {"method": "sample", "top_k": 5, "temperature": 0.7}),
+        (["--repetition_penalty", "1.2", "--max_length", "9"], {"repetition_penalty": 1.2, "max_length": 9}),
+    ],
+)
+def test_options_reach_the_captioner(stand_in, capsys, given, asked) -> None:
+    assert generate_caption.main(["--image_path", "one.jpg", *given]) == 0
+    assert stand_in.calls[1] == (1, asked)
+
+
+def test_a_seed_makes_draws_repeatable(stand_in, capsys) -> None:
+    draws = []
+    for seed in ("7", "7", "8"):
+        generate_caption.main(["--image_path", "one.jpg", "--temperature", "1", "--seed", seed])
+        draws.append(torch.rand(4, generator=stand_in.calls[1][1]["generator"]).tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_the_model_can_be_a_name_or_a_folder(stand_in, capsys) -> None:
+    generate_caption.main(["--image_path", "one.jpg", "--model", "cnn-lstm", "--device", "cpu"])
+    assert stand_in.calls[0] == ("load", "cnn-lstm", "cpu")
+    generate_caption.main(["--image_path", "one.jpg", "--checkpoint", "runs/mine"])
+    assert stand_in.calls[0] == ("load", "runs/mine", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--image_path"),
+        (["--image_path"], "--image_path"),
+        (["--image_path", "a.jpg", "--beam_size", "0"], "at least 1, not '0'"),
+        (["--image_path", "a.jpg", "--beam_size", "two"], "an integer at least 1, not 'two'"),
+        (["--image_path", "a.jpg", "--top_p", "1.5"], "at most 1"),
+        (["--image_path", "a.jpg", "--temperature", "0"], "above 0"),
+        (["--image_path", "a.jpg", "--temperature", "nan"], "above 0"),
+        (["--image_path", "a.jpg", "--beam_size", "3", "--top_k", "2"], "draw one: choose"),
+        (["--image_path", "a.jpg", "--model", "a", "--checkpoint", "b"], "not allowed with"),
+        (["--image_path", "a.jpg", "--beams", "3"], "unrecognized"),
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys, arguments, message) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        generate_caption.main(arguments)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--model", "no-such-model"], ["--prompt", "a dog"], ["--device", "gpu"]])
+def test_what_the_model_refuses_exits_with_2(stand_in, capsys, given) -> None:
+    assert generate_caption.main(["--image_path", "one.jpg", *given]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and ("stand-in" in output.err or "'gpu' cannot be used" in output.err)
+    assert "Traceback" not in output.err
+
+
+def command(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs the real command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=root, timeout=120, encoding="utf-8"
+    )
+
+
+def test_help_and_wrong_usage_import_nothing_heavy(root: Path) -> None:
+    code = "import sys, generate_caption as g\ntry: g.main(['--help'])\nexcept SystemExit: pass\n"
+    result = command(root, "-c", code + "print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))")
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> list[str]:
+    """The names of the captioners in data/checkpoints/."""
+    return available() or pytest.skip("data/checkpoints/ holds no captioner yet")
+
+
+def test_every_shipped_captioner_captions_real_photos(root: Path, samples, shipped, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(samples[0].read_bytes()[:2000])
+    for name in shipped:
+        result = command(
+            root, "generate_caption.py", "--model", name, "--json", "--image_path", str(broken), *map(str, samples)
+        )
+        assert result.returncode == 1, result.stderr
+        assert "broken.jpg" in result.stderr and "Traceback" not in result.stderr
+        records = [json.loads(row) for row in result.stdout.splitlines()]
+        assert [record["image"] for record in records] == [str(path) for path in samples]
+        assert {record["model"] for record in records} == {name}
+        captions = [record["caption"] for record in records]
+        assert all(3 <= len(caption.split()) <= 30 for caption in captions), captions
+        assert len(set(captions)) > len(samples) / 2, f"{name} says the same of different photos: {captions}"
+        assert all(record["log_prob"] < 0 and record["alternatives"] for record in records)
+
+
+def test_the_first_caption_comes_within_six_seconds(root: Path, samples, shipped) -> None:
+    times = []
+    for _ in range(3):  # the best of three: another process may be busy
+        begin = time.perf_counter()
+        assert command(root, "generate_caption.py", "--image_path", str(samples[0])).returncode == 0
+        times.append(time.perf_counter() - begin)
+        if times[-1] < 6:
+            break
+    assert min(times) < 6, f"cold start took {min(times):.1f} s"
+
+
+def test_a_cnn_lstm_needs_no_other_library(root: Path, samples, shipped) -> None:
+    name = next(name for name in shipped if name.startswith("cnn-lstm"))
+    code = (
+        "import sys, generate_caption as g\n"
+        f"assert g.main(['--model', {name!r}, '--image_path', {str(samples[0])!r}]) == 0\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    result = command(root, "-c", code)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr

@@ -1,0 +1,607 @@
+"""Decoding: exactness against brute force and plain references, the rules, sampling, traces, maps, limits.
+
+The comparisons with `transformers` and the fast GPT-2 step are in test_decoding_gpt2.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
+from helpers.decoding import decode
+from helpers.errors import CaptioningError
+from helpers.sampling import Draw, Rules, best, inverse
+from helpers.text import Vocabulary
+
+START, END = 1, 2
+
+
+@dataclass
+class ToyState:
+    hidden: torch.Tensor  # [N, H]
+    attention: torch.Tensor  # [N, R]
+
+
+class Toy(nn.Module):
+    """A random recurrent captioner in float64, so that rounding never decides between two captions."""
+
+    start_id, end_id, tokenizer = START, END, None
+
+    def __init__(self, seed: int, vocabulary: int = 6, width: int = 5, sharpness: float = 2.0, regions: int = 3):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+        self.words, self.mix = normal(vocabulary, width), normal(width, width)
+        self.out, self.look = sharpness * normal(width, vocabulary), normal(width, regions)
+        self.rows: list[int] = []  # how many rows each step was asked for
+
+    def start(self, features):  # [B, R, D]
+        return ToyState(features.mean(1), features.new_zeros(len(features), self.look.shape[1]))
+
+    def step(self, tokens, state):
+        assert len(tokens) == len(state.hidden)
+        self.rows.append(len(tokens))
+        hidden = torch.tanh(state.hidden @ self.mix + self.words[tokens])
+        return (hidden @ self.out).log_softmax(-1), ToyState(hidden, (hidden @ self.look).softmax(-1))
+
+    def reorder(self, state, index):
+        return ToyState(state.hidden[index], state.attention[index])
+
+
+def toy_features(seed: int, images: int, width: int = 5) -> torch.Tensor:
+    return torch.randn(images, 2, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def score_of(toy: Toy, features, tokens, prompt=()) -> list[float]:
+    """The log-probability of each token, one image and one token at a time."""
+    state, previous, out = toy.start(features[None]), START, []
+    for token in [*prompt, *tokens]:
+        log_probs, state = toy.step(torch.tensor([previous]), state)
+        out.append(log_probs[0, token].item())
+        previous = token
+    return out[len(prompt) :]
+
+
+def plain_beam(toy: Toy, features, size, max_length, penalty, early):
+    """Beam search of one image with Python lists: the definition, to hold the tensors against."""
+    beams, done = [((), 0.0)], []
+    for length in range(1, max_length + 1):
+        candidates = []
+        for tokens, total in beams:
+            state, previous = toy.start(features[None]), START
+            for token in [*tokens, None]:
+                log_probs, state = toy.step(torch.tensor([previous]), state)
+                previous = token
+            candidates += [((*tokens, v), total + p) for v, p in enumerate(log_probs[0].tolist())]
+        candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * size]
+        for rank, (tokens, total) in enumerate(candidates):
+            if rank < size and (tokens[-1] == END or length == max_length):
+                done.append((tokens, total / length**penalty))
+        done = sorted(done, key=lambda d: -d[1])[:size]
+        beams = [c for c in candidates if c[0][-1] != END][:size]
+        bound = beams[0][1] / (max_length if early == "never" and penalty > 0 else length) ** penalty
+        if len(done) == size and (early is True or size == 1 or bound <= done[-1][1]):
+            break
+    return done
+
+
+seeds = st.integers(0, 10_000)
+toys = st.builds(Toy, seeds, st.integers(4, 9), sharpness=st.sampled_from([0.5, 2.0, 6.0]))
+few = settings(max_examples=15, deadline=None)
+
+
+# -- exactness ----------------------------------------------------------------------------------------------------
+
+
+@few
+@given(toys, seeds, st.sampled_from([{}, {"repetition_penalty": 1.7}, {"no_repeat_ngram": 2, "min_length": 4}]))
+def test_a_beam_of_one_is_greedy(toy, seed, rules):
+    features = toy_features(seed, 4)
+    beam = decode(toy, features, "beam", beam_size=1, max_length=8, **rules)
+    greedy = decode(toy, features, "greedy", max_length=8, **rules)
+    for (a,), (b,) in zip(beam, greedy, strict=True):
+        assert a.tokens == b.tokens and a.finished == b.finished
+        assert a.score == pytest.approx(b.score) and a.token_log_probs == pytest.approx(b.token_log_probs)
+
+
+def test_greedy_takes_the_likeliest_token_each_time():
+    toy, features = Toy(3), toy_features(4, 5)
+    for image, (found,) in zip(features, decode(toy, features, "greedy", max_length=7), strict=True):
+        state, previous, tokens = toy.start(image[None]), START, []
+        while previous != END and len(tokens) < 7:
+            log_probs, state = toy.step(torch.tensor([previous]), state)
+            previous = log_probs.argmax().item()
+            tokens.append(previous)
+        assert found.tokens == tokens and found.finished == (tokens[-1] == END)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seeds, st.sampled_from([0.0, 0.7, 1.5, -1.0]), st.sampled_from([0.5, 3.0]))
+def test_a_beam_as_wide_as_the_tree_finds_what_brute_force_finds(seed, penalty, sharpness):
+    toy, features, depth, V = Toy(seed, 4, sharpness=sharpness), toy_features(seed, 2), 3, 4
+    found = decode(toy, features, beam_size=V**depth, max_length=depth, length_penalty=penalty)
+    for image, hypotheses in zip(features, found, strict=True):
+        every = {}
+        for words in itertools.product(range(V), repeat=depth):
+            tokens = words[: words.index(END) + 1] if END in words else words
+            every[tokens] = sum(score_of(toy, image, tokens)) / len(tokens) ** penalty
+        best = sorted(every.items(), key=lambda item: -item[1])
+        assert [tuple(h.tokens) for h in hypotheses] == [tokens for tokens, _ in best]
+        assert [h.score for h in hypotheses] == pytest.approx([score for _, score in best])
+
+
+@few
+@given(toys, seeds, st.integers(2, 6), st.sampled_from([0.0, 0.7, 2.0]), st.sampled_from([True, False, "never"]))
+def test_beam_search_equals_its_definition(toy, seed, size, penalty, early):
+    features = toy_features(seed, 3)
+    found = decode(toy, features, beam_size=size, max_length=6, length_penalty=penalty, early_stopping=early)
+    for image, hypotheses in zip(features, found, strict=True):
+        expected = plain_beam(toy, image, size, 6, penalty, early)
+        assert [tuple(h.tokens) for h in hypotheses] == [tokens for tokens, _ in expected]
+        assert [h.score for h in hypotheses] == pytest.approx([score for _, score in expected])
+
+
+@few
+@given(
+    toys, seeds, st.integers(2, 6),
+    st.sampled_from(
+        [
+            ("greedy", {}), ("beam", {"beam_size": 3}), ("beam", {"beam_size": 4, "groups": 2, "diversity": 1.0}),
+            ("sample", {"samples": 3, "top_p": 0.8}), ("sample", {"samples": 1, "repetition_penalty": 1.3}),
+        ]
+    ),
+)  # fmt: skip
+def test_a_batch_gives_what_its_images_give_alone(toy, seed, images, how):
+    method, options = how
+    features = toy_features(seed, images)
+    options = {**options, "max_length": 9}
+    together = decode(toy, features, method, generator=torch.Generator().manual_seed(seed), **options)
+    draw = torch.Generator().manual_seed(seed)
+    alone = [decode(toy, image[None], method, generator=draw, **options)[0] for image in features]
+    split = decode(toy, features, method, generator=torch.Generator().manual_seed(seed), max_rows=4, **options)
+    for a, b, c in zip(together, alone, split, strict=True):
+        assert [h.tokens for h in a] == [h.tokens for h in b] == [h.tokens for h in c]
+        assert [h.score for h in a] == pytest.approx([h.score for h in b])
+        assert [h.token_log_probs for h in a] == [pytest.approx(h.token_log_probs) for h in c]
+
+
+@few
+@given(toys, seeds, st.sampled_from(["greedy", "beam", "sample"]))
+def test_scores_are_those_of_the_captions(toy, seed, method):
+    """Rows that end early are carried along as padding until their image leaves; that never changes a score."""
+    features = toy_features(seed, 4)
+    for image, group in zip(features, decode(toy, features, method, max_length=9, samples=3, seed=1), strict=True):
+        assert [h.score for h in group] == sorted((h.score for h in group), reverse=True)
+        for h in group:
+            expected = score_of(toy, image, h.tokens)
+            assert h.token_log_probs == pytest.approx(expected) and h.log_prob == pytest.approx(sum(expected))
+            assert h.score == pytest.approx(sum(expected) / len(h.tokens) ** 0.7)
+            assert h.finished == (h.tokens[-1] == END) and END not in h.tokens[:-1]
+            assert h.finished or len(h.tokens) == 9
+
+
+@pytest.mark.parametrize("kind", [ShowAndTell, ShowAttendTell])
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_lstm_scores_and_maps_are_those_of_one_padded_batch_of_teacher_forcing(kind, method):
+    torch.manual_seed(0)
+    model = kind(40, 8, embedding=8, hidden=16)
+    for weights in model.parameters():
+        weights.data.mul_(4)
+    model.output.bias.data[END] += 2  # so that some captions end in time, and some do not
+    model.end_id = END
+    features = torch.randn(6, 5, 8)
+    groups = decode(model, features, method, beam_size=4, samples=4, max_length=12, length_penalty=0.0, seed=0)
+    found = [h for group in groups for h in group]
+    lengths = {len(h.tokens) for h in found}
+    assert len(lengths) > 1 and any(h.finished for h in found) and not all(h.finished for h in found)
+    T = max(lengths)
+    inputs = torch.tensor([([START] + h.tokens[:-1] + [0] * T)[:T] for h in found])
+    row = torch.tensor([i for i, group in enumerate(groups) for _ in group])
+    with torch.no_grad():
+        logits, maps = model.eval()(features, inputs, row)
+    for h, log_probs, seen in zip(found, logits.log_softmax(-1), maps, strict=True):
+        n = len(h.tokens)
+        expected = log_probs[:n].gather(1, torch.tensor(h.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(h.token_log_probs), expected)
+        assert len(h.attention) == (n if kind is ShowAttendTell else 0)
+        if h.attention:
+            torch.testing.assert_close(torch.stack(h.attention), seen[:n], atol=1e-4, rtol=1e-3)
+
+
+class Timed(Toy):
+    """Each image ends when its time has come, which is the first number of its features, and never before."""
+
+    def start(self, features):
+        return replace(super().start(features), attention=features[:, 0, :1])
+
+    def step(self, tokens, state):
+        log_probs, new = super().step(tokens, state)
+        left = state.attention - 1
+        log_probs[:, END] = -60.0
+        over = torch.full_like(log_probs, -60.0).index_fill(1, torch.tensor([END]), 0.0)
+        return torch.where(left <= 0, over, log_probs), replace(new, attention=left)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "width"),
+    [("greedy", {}, 1), ("sample", {"samples": 3, "seed": 0}, 3), ("beam", {"beam_size": 3}, 3)],
+)
+def test_finished_images_leave_the_batch(method, options, width):
+    toy, features = Timed(0), toy_features(0, 6)
+    features[:, 0, 0] = torch.tensor([1.0, 1.0, 3.0, 3.0, 9.0, 9.0])
+    found = decode(toy, features, method, max_length=6, early_stopping=True, **options)
+    assert [len(group[0].tokens) for group in found] == [1, 1, 3, 3, 6, 6]
+    assert [group[0].finished for group in found] == [True] * 4 + [False] * 2
+    # At its end an image has one certain end a beam, so a beam search of three is done a step later or two.
+    assert toy.rows[:2] == [6, (6 if method == "beam" else 4) * width] and toy.rows[-1] == 2 * width
+
+
+def test_unfinished_beams_are_better_than_no_caption():
+    features = toy_features(0, 3)
+    features[:, 0, 0] = 99.0
+    for group in decode(Timed(0), features, beam_size=3, max_length=4):
+        assert len(group) == 3 and not any(h.finished for h in group) and all(len(h.tokens) == 4 for h in group)
+
+
+def test_several_captions_an_image_are_different():
+    for group in decode(Toy(5, 9, sharpness=1.0), toy_features(2, 5), beam_size=6, max_length=8):
+        assert len(group) == len({tuple(h.tokens) for h in group}) == 6
+
+
+# -- diverse groups ------------------------------------------------------------------------------------------------
+
+
+def test_groups_without_diversity_are_the_same_search_twice():
+    toy, features = Toy(8, 9), toy_features(3, 4)
+    one = decode(toy, features, beam_size=3, max_length=7)
+    two = decode(toy, features, beam_size=6, groups=2, diversity=0.0, max_length=7)
+    for a, b in zip(one, two, strict=True):
+        assert sorted([h.tokens for h in a] * 2) == sorted(h.tokens for h in b)
+
+
+def test_groups_of_one_with_much_diversity_begin_differently():
+    found = decode(Toy(8, 9), toy_features(3, 5), beam_size=4, groups=4, diversity=1e3, max_length=7)
+    for group in found:
+        assert len({h.tokens[0] for h in group}) == 4
+        assert all(h.score == pytest.approx(h.log_prob / len(h.tokens) ** 0.7) for h in group)  # no penalty in a score
+
+
+@few
+@given(seeds, st.sampled_from([0.3, 1.0, 5.0]))
+def test_diverse_greedy_groups_equal_their_definition(seed, diversity):
+    """Vijayakumar et al. 2018, algorithm 1, with one beam a group and Hamming diversity."""
+    toy, features, G, T = Toy(seed, 7, sharpness=1.0), toy_features(seed, 3), 3, 5
+    found = decode(toy, features, beam_size=G, groups=G, diversity=diversity, max_length=T)
+    for image, group in zip(features, found, strict=True):
+        paths: list[list[int]] = [[] for _ in range(G)]
+        for _ in range(T):
+            said = torch.zeros(7, dtype=torch.float64)
+            for path in paths:
+                if path and path[-1] == END:
+                    continue
+                state, previous = toy.start(image[None]), START
+                for token in [*path, None]:
+                    log_probs, state = toy.step(torch.tensor([previous]), state)
+                    previous = token
+                path.append((log_probs[0] - diversity * said).argmax().item())
+                candidates = (log_probs[0] - diversity * said).topk(2).indices.tolist()
+                running = [c for c in candidates if c != END][:1]  # a group's beam goes on beside its end
+                said[running] += 1
+        assert sorted(paths) == sorted(h.tokens for h in group)
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------
+
+
+@few
+@given(
+    toys, seeds, st.sampled_from(["greedy", "beam", "sample"]), st.integers(1, 3),
+    st.lists(st.integers(3, 3), max_size=1), st.integers(1, 6),
+)  # fmt: skip
+def test_captions_keep_the_rules(toy, seed, method, n, banned, shortest):
+    options = {"no_repeat_ngram": n, "banned": banned, "min_length": shortest, "max_length": 8}
+    for group in decode(toy, toy_features(seed, 3), method, beam_size=3, samples=3, seed=seed, **options):
+        for h in group:
+            words = h.tokens[: -1 if h.finished else None]
+            grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+            assert len(grams) == len(set(grams)) and not set(banned) & set(words) and len(h.tokens) <= 8
+            # With every n-gram said there is nothing left but to end, however early.
+            room = {(*words[len(words) - n + 1 :], w) for w in range(len(toy.words)) if w != END and w not in banned}
+            assert len(h.tokens) >= shortest or room <= set(grams)
+
+
+def test_a_banned_phrase_is_not_said_but_its_words_are():
+    toy, features = Toy(1, 8), toy_features(0, 20)
+    plain = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10)]
+    pairs = [pair for tokens in plain for pair in itertools.pairwise(tokens) if END not in pair]
+    first, second = max(set(pairs), key=pairs.count)
+    toy.tokenizer = type("Tokenizer", (), {"encode": lambda self, text: [first, second], "decode": None})()
+    changed = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10, banned=["a phrase"])]
+    assert all((first, second) not in itertools.pairwise(tokens) for tokens in changed)
+    assert any(first in tokens for tokens in changed) and any(second in tokens for tokens in changed)
+
+
+def test_repetition_penalty_lowers_what_was_said_before():
+    log_probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    scores = Rules(END, repetition_penalty=2.0)(log_probs, torch.tensor([[3, 1, 3]]), 4)
+    torch.testing.assert_close(scores, log_probs * torch.tensor([1.0, 2.0, 1.0, 2.0]))
+    toy, features = Toy(1, 8), toy_features(0, 20)
+
+    def repeats(penalty):
+        found = decode(toy, features, "greedy", max_length=10, repetition_penalty=penalty)
+        return sum(len(h.tokens) - len(set(h.tokens)) for (h,) in found)
+
+    assert repeats(3.0) < repeats(1.0)
+
+
+def test_a_penalty_ranks_but_is_not_part_of_the_log_probability():
+    toy, features = Toy(2, 6, sharpness=3.0), toy_features(1, 6)
+    found = decode(toy, features, max_length=8, repetition_penalty=1.5, length_penalty=0.0)
+    for image, group in zip(features, found, strict=True):
+        for h in group:
+            assert h.log_prob == pytest.approx(sum(score_of(toy, image, h.tokens)))
+    assert any(h.score < h.log_prob - 1e-3 for group in found for h in group)
+
+
+# -- sampling ------------------------------------------------------------------------------------------------------
+
+
+def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    """How many standard deviations the chi-square statistic lies above its mean."""
+    kept = expected > 0
+    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum().item()
+    freedom = int(kept.sum()) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+def bins(counts: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with what is expected fewer than five times put into one bin, as the statistic needs."""
+    big = expected >= 5
+    return tuple(torch.cat([x[big], x[~big].sum()[None]]) for x in (counts, expected))
+
+
+@pytest.mark.parametrize("draw", [Draw(), Draw(0.6), Draw(1.7), Draw(top_k=3), Draw(top_p=0.7), Draw(0.8, 5, 0.9)])
+@pytest.mark.parametrize("V", [7, 1000])
+def test_draws_follow_the_distribution(draw, V):
+    chance = torch.Generator().manual_seed(V)
+    scores = torch.randn(V, generator=chance) * 2
+    scores[5] = float("-inf")
+    probabilities = (scores / draw.temperature).softmax(0)
+    order = probabilities.argsort(descending=True)
+    kept = order[: draw.top_k]
+    probabilities = torch.zeros(V).index_put((kept,), probabilities[kept] / probabilities[kept].sum())
+    if draw.top_p:
+        before = probabilities[order].cumsum(0) - probabilities[order]
+        probabilities[order[before >= draw.top_p]] = 0.0
+        probabilities /= probabilities.sum()
+    N = 40_000
+    tokens = draw(scores.log_softmax(0).expand(N, -1), torch.rand(N, generator=chance))
+    counts = torch.bincount(tokens, minlength=V).float()
+    assert (counts[probabilities == 0] == 0).all()
+    assert abs(chi_square(*bins(counts, probabilities * N))) < 4
+
+
+def test_whole_captions_are_drawn_as_often_as_they_are_likely():
+    toy, features, N = Toy(11, 4, sharpness=1.0), toy_features(5, 1), 20_000
+    found = [tuple(h.tokens) for h in decode(toy, features, "sample", samples=N, max_length=3, seed=0)[0]]
+    every = {w[: w.index(END) + 1] if END in w else w for w in itertools.product(range(4), repeat=3)}
+    expected = torch.tensor([N * math.exp(sum(score_of(toy, features[0], tokens))) for tokens in every])
+    counts = torch.tensor([float(found.count(tokens)) for tokens in every])
+    assert counts.sum() == N and abs(chi_square(*bins(counts, expected))) < 4
+
+
+def test_a_seed_gives_the_same_captions_twice_and_another_seed_others():
+    toy, features = Toy(1, 9, sharpness=0.5), toy_features(0, 8)
+
+    def sample(**options):
+        return [h.tokens for group in decode(toy, features, "sample", samples=2, **options) for h in group]
+
+    assert sample(seed=3) == sample(seed=3) == sample(generator=torch.Generator().manual_seed(3))
+    assert sample(seed=3) != sample(seed=4)
+    assert sample() != sample()
+
+
+def test_a_low_temperature_is_greedy_and_a_small_nucleus_too():
+    toy, features = Toy(1, 9), toy_features(0, 8)
+    greedy = [h.tokens for (h,) in decode(toy, features, "greedy")]
+    for options in ({"temperature": 1e-3}, {"top_k": 1}, {"top_p": 1e-6}):
+        assert [h.tokens for (h,) in decode(toy, features, "sample", seed=0, **options)] == greedy
+
+
+@few
+@given(seeds, st.sampled_from([3, 64, 257, 700, 4100]), st.integers(1, 12), st.sampled_from([1, 5]), st.booleans())
+def test_best_equals_topk_over_the_whole_block(seed, V, k, M, shifted):
+    draw = torch.Generator().manual_seed(seed)
+    values, offset = torch.randn(3, M, V, generator=draw), 2 * torch.randn(3, M, generator=draw)
+    values[torch.rand(3, M, V, generator=draw) < 0.2] = float("-inf")
+    found, row, column = best(values, k, offset if shifted else None)
+    whole = (values + offset[:, :, None] if shifted else values).flatten(1)
+    torch.testing.assert_close(found, whole.topk(min(k, M * V)).values)
+    torch.testing.assert_close(whole.gather(1, row * V + column), found)
+    assert all(len(set(places)) == len(places) for places in (row * V + column).tolist())
+
+
+@few
+@given(seeds, st.sampled_from([2, 255, 256, 257, 1000]))
+def test_inversion_meets_its_corners_and_never_draws_the_impossible(seed, V):
+    chance = torch.Generator().manual_seed(seed)
+    weights = torch.rand(64, V, generator=chance) * (torch.rand(64, V, generator=chance) < 0.1)
+    weights[:, V // 2] += 0.01
+    for u in (0.0, 1 - 2**-24, 0.5):
+        tokens = inverse(weights, torch.full((64,), u))
+        assert (weights.gather(1, tokens[:, None]) > 0).all()
+        sums = weights.double().cumsum(1)
+        exact = torch.searchsorted(sums, u * sums[:, -1:], right=True).clamp(max=V - 1).squeeze(1)
+        assert (tokens == exact).float().mean() > 0.9  # they differ only where rounding puts a border
+
+
+# -- prompts -------------------------------------------------------------------------------------------------------
+
+
+def worded(model):
+    model.tokenizer, model.end_id = Vocabulary([f"w{chr(97 + i)}" for i in range(36)]), END
+    return model
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_a_prompt_is_continued(method):
+    torch.manual_seed(1)
+    model = worded(ShowAttendTell(40, 8, embedding=8, hidden=16))
+    features, prompt = torch.randn(3, 5, 8), "wa wb"
+    ids = model.tokenizer.encode(prompt)
+    found = decode(model, features, method, prompt=prompt, max_length=6, seed=0)
+    for image, group in zip(features, found, strict=True):
+        for h in group:
+            assert h.tokens[:2] == ids and h.caption.startswith(prompt) and h.prompt_length == 2
+            assert h.token_log_probs[:2] == [0.0, 0.0] and len(h.tokens) == len(h.token_log_probs) <= 8
+            inputs = torch.tensor([[START] + h.tokens[:-1]])
+            with torch.no_grad():
+                logits, maps = model.eval()(image[None], inputs)
+            exact = logits[0].log_softmax(-1).gather(1, torch.tensor(h.tokens)[:, None])[2:, 0]
+            torch.testing.assert_close(torch.tensor(h.token_log_probs[2:]), exact)
+            assert h.score == pytest.approx(exact.sum().item() / (len(h.tokens) - 2) ** 0.7, rel=1e-4)
+            torch.testing.assert_close(torch.stack(h.attention), maps[0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_prompt_counts_as_said():
+    toy = Toy(1, 8)
+    toy.tokenizer = type("Tokenizer", (), {"encode": lambda self, text: [4, 5, 4], "decode": str})()
+    for method in ("greedy", "beam"):
+        for group in decode(toy, toy_features(0, 9), method, prompt="x", no_repeat_ngram=2, max_length=6):
+            assert all(h.tokens[3] != 5 for h in group)
+
+
+def test_an_unknown_word_in_a_prompt_is_named():
+    with pytest.raises(CaptioningError, match="'zebra'"):
+        decode(worded(ShowAndTell(40, 8)), torch.randn(1, 1, 8), prompt="wa zebra")
+
+
+def test_a_banned_word_the_model_cannot_say_bans_nothing():
+    model = worded(ShowAndTell(40, 8))
+    plain, banned = (decode(model, torch.ones(1, 1, 8), "greedy", banned=b) for b in ((), ("zebra",)))
+    assert plain[0][0].tokens == banned[0][0].tokens
+
+
+# -- trace, memory, errors -----------------------------------------------------------------------------------------
+
+
+@few
+@given(toys, seeds, st.sampled_from([1, 2]))
+def test_the_trace_holds_every_caption_and_adds_up(toy, seed, groups):
+    features, traces = toy_features(seed, 3), []
+    found = decode(toy, features, beam_size=4, groups=groups, max_length=6, max_rows=8, trace=traces)
+    assert len(traces) == 3
+    for image, group, trace in zip(features, found, traces, strict=True):
+        for h in group:
+            path = trace.find(h.tokens)
+            assert [trace.nodes[p].log_prob for p in path] == pytest.approx(h.token_log_probs)
+        for place, node in enumerate(trace.nodes):
+            path = trace.path(place)
+            assert len(path) == node.step + 1
+            assert node.total == pytest.approx(sum(trace.nodes[p].log_prob for p in path))
+            assert all(trace.nodes[p].kind == "kept" and trace.nodes[p].group == node.group for p in path[:-1])
+        for step in range(5):
+            kept = [n for n in trace.nodes if n.step == step and n.kind == "kept"]
+            assert len(kept) <= 4
+        deep = max(range(len(trace.nodes)), key=lambda p: trace.nodes[p].step)
+        tokens = [trace.nodes[p].token for p in trace.path(deep)]
+        assert score_of(toy, image, tokens) == pytest.approx([trace.nodes[p].log_prob for p in trace.path(deep)])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("more than 8 rows"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_too_large_for_the_memory_is_split(error):
+    class Small(Toy):
+        def step(self, tokens, state):
+            if len(tokens) > 8:
+                raise error
+            return super().step(tokens, state)
+
+    small, features = Small(2), toy_features(0, 7)
+    for method, options in (("beam", {"beam_size": 4}), ("sample", {"samples": 3, "seed": 5}), ("greedy", {})):
+        expected = decode(Toy(2), features, method, **options)
+        found = decode(small, features, method, **options)
+        assert [[h.tokens for h in g] for g in found] == [[h.tokens for h in g] for g in expected]
+    with pytest.raises(type(error), match=str(error)[:12]):
+        decode(small, features, beam_size=9)  # one image alone is too much
+
+
+def test_another_error_is_no_reason_to_split():
+    class Broken(Toy):
+        def step(self, tokens, state):
+            self.rows.append(len(tokens))
+            raise RuntimeError("sizes do not match")
+
+    broken = Broken(2)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        decode(broken, toy_features(0, 7))
+    assert broken.rows == [7]
+
+
+def test_max_rows_bounds_the_rows():
+    toy = Toy(2)
+    decode(toy, toy_features(0, 7), beam_size=3, max_rows=8)
+    assert max(toy.rows) == 6
+    assert len(decode(toy, toy_features(0, 2), beam_size=5, max_rows=1)) == 2  # an image is never split
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_size": 0}, {"beam_size": 4, "groups": 3}, {"samples": 0}, {"max_length": 0}, {"temperature": 0.0},
+        {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"repetition_penalty": 0.0},
+        {"min_length": 9, "max_length": 8}, {"no_repeat_ngram": -1}, {"diversity": -1.0}, {"max_rows": 0},
+        {"early_stopping": "soon"}, {"method": "bean"}, {"banned": [99]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(CaptioningError):
+        decode(Toy(0), toy_features(0, 1), **options)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_outputs_that_are_no_numbers_are_refused(method):
+    toy = Toy(0)
+    toy.out[0] = math.nan
+    with pytest.raises(CaptioningError, match="no numbers"):
+        decode(toy, toy_features(0, 2), method)
+
+
+def test_no_images_no_captions_and_the_mode_of_the_model_is_kept():
+    toy = Toy(0)
+    assert decode(toy, toy_features(0, 0)) == []
+    for mode in (True, False):
+        toy.train(mode)
+        decode(toy, toy_features(0, 1))
+        assert toy.training is mode
+
+
+def test_states_are_dataclasses_that_decoding_does_not_look_into():
+    """A model whose state has no attention, nor anything else that is known, decodes all the same."""
+
+    class Opaque(Toy):
+        def start(self, features):
+            return (super().start(features),)
+
+        def step(self, tokens, state):
+            log_probs, inner = super().step(tokens, state[0])
+            return log_probs, (replace(inner, attention=inner.attention * 2),)
+
+        def reorder(self, state, index):
+            return (super().reorder(state[0], index),)
+
+    features = toy_features(0, 3)
+    for method in ("greedy", "beam"):
+        a, b = decode(Opaque(4), features, method), decode(Toy(4), features, method)
+        assert [[h.tokens for h in g] for g in a] == [[h.tokens for h in g] for g in b]
+        assert a[0][0].attention == [] and len(b[0][0].attention) == len(b[0][0].tokens)

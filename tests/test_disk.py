@@ -1,0 +1,200 @@
+"""Full disks, folders that cannot be written, and two processes at the same place: one message or one copy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.errors import CaptioningError
+from helpers.files import atomic_write, read_json, write_json
+from helpers.locks import claimed, sweep
+from tests.bad_server import Page, serving
+from tests.job_server import digest
+from tests.small_archives import flickr8k_zip
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and modes of POSIX")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as server:
+        server.pages["/f.zip"] = Page(flickr8k_zip(images=60))
+        yield server
+
+
+def work(name: str, folder: Path, photos: Path, server) -> dict:
+    """A job that works in `folder`, with everything it needs."""
+    extra = {
+        "encode": {"photos": str(photos), "log": os.devnull}, "train": {"log": os.devnull}, "draw": {}, "pocket": {},
+        "fetch": {"url": server.url("/f.zip"), "images": 60}, "save": {"first": 2, "count": 1},
+    }[name]  # fmt: skip
+    inside = folder / "it" if name in ("draw", "fetch") else folder  # these two make their folder themselves
+    return {"work": name, "folder": str(inside), **extra}
+
+
+def result(answer: dict) -> dict:
+    return {name: value for name, value in answer.items() if name != "seconds"}
+
+
+every_work = pytest.mark.parametrize("name", ["encode", "train", "draw", "fetch", "save"])
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of two megabytes; skipped where none can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@every_work
+def test_a_full_disk_is_said_and_costs_nothing(name, jobs, photos, server, small_disk, tmp_path) -> None:
+    """Killed half-way, then out of room, then with room again: the end is that of a run that met no trouble."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (expected,) = jobs.run(work(name, whole, photos, server))
+    assert expected["status"] == "done", expected
+    job = work(name, small_disk, photos, server)
+    if name == "save":  # an earlier version, which has to survive
+        jobs.run({**job, "first": 1})
+    else:
+        seconds = expected["seconds"] / 2
+        while jobs.run({**job, "kill_after": seconds})[0]["status"] != "killed":
+            seconds /= 2  # it was faster this time
+            for path in small_disk.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    before = digest(small_disk, but=(".lock", "features.npy"))  # an array has its full length from the start
+    (answer,) = jobs.run(job)
+    assert answer["status"] == "refused" and "No space left" in answer["message"], answer
+    after = digest(small_disk, but=(".lock", "features.npy"))
+    assert all(after.get(file) == value for file, value in before.items() if ".part" not in file)
+    if name == "save":
+        assert jobs.run({"work": "load", "folder": str(small_disk)})[0]["number"] == 1
+    filler.unlink()
+    (answer,) = jobs.run(job)
+    assert result(answer) == result(expected)
+    if name == "save":
+        assert jobs.run({"work": "load", "folder": str(small_disk)})[0]["number"] == 2
+
+
+@every_work
+def test_a_file_that_may_not_grow_is_said(name, jobs, photos, server, tmp_path) -> None:
+    """The same without a disk of its own, on every system that limits what a file may have."""
+    limit = {"fetch": 10_000, "encode": 500}.get(name, 2000)
+    (answer,) = jobs.run({**work(name, tmp_path, photos, server), "file_limit": limit})
+    assert answer["status"] == "refused" and "File too large" in answer["message"], answer
+    assert not list(tmp_path.rglob(".*.part"))
+    (answer,) = jobs.run(work(name, tmp_path, photos, server))
+    assert answer["status"] == "done"
+
+
+@every_work
+def test_a_folder_that_cannot_be_written_is_said(name, jobs, photos, server, tmp_path) -> None:
+    job = {**work(name, tmp_path, photos, server), "unprivileged": True}
+    os.chmod(tmp_path, 0o555)
+    try:
+        (answer,) = jobs.run(job)
+        if "capset" in answer.get("message", ""):
+            pytest.skip("root cannot give up its privileges here")
+        assert answer["status"] == "refused" and "Permission denied" in answer["message"], answer
+        assert str(tmp_path) in answer["message"] and os.listdir(tmp_path) == []
+    finally:
+        os.chmod(tmp_path, 0o755)
+
+
+@pytest.mark.parametrize("name", ["encode", "pocket", "draw", "fetch"])
+def test_what_is_complete_can_be_read_where_nothing_can_be_written(name, jobs, photos, server, tmp_path) -> None:
+    job = work(name, tmp_path, photos, server)
+    (expected,) = jobs.run(job)
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for folder in folders:
+        os.chmod(folder, 0o555)
+    try:
+        (answer,) = jobs.run({**job, "unprivileged": True})
+        assert result(answer) == result(expected)
+    finally:
+        for folder in folders:
+            os.chmod(folder, 0o755)
+
+
+@pytest.mark.parametrize("name", ["encode", "pocket", "draw", "fetch", "train"])
+def test_two_at_once_both_succeed_with_one_copy(name, jobs, photos, server, tmp_path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    log = tmp_path / "log"
+    extra = {"log": str(log)} if name in ("encode", "train") else {}
+    (expected,) = jobs.run(work(name, alone, photos, server))
+    asked = len(server.asked)
+    both = jobs.run(*({**work(name, together, photos, server), **extra} for _ in range(2)))
+    assert [result(answer) for answer in both] == [result(expected)] * 2
+    if name == "encode":
+        assert sum(map(int, log.read_text().split())) == 64  # each photo went through once
+    if name == "train":
+        assert len(log.read_text().split()) == 6  # each epoch was trained once
+    if name == "fetch":
+        assert len(server.asked) == asked + 1
+    assert not list(tmp_path.rglob(".*.part"))
+    assert len(os.listdir(together)) == len(os.listdir(alone))
+
+
+# -- what they are made of ----------------------------------------------------------------------------------------
+
+
+def test_a_living_process_keeps_its_temporary_file_and_a_dead_ones_goes(tmp_path) -> None:
+    living, dead, fresh = (tmp_path / f".table.json.{name}.part" for name in ("living", "dead", "fresh"))
+    folder = tmp_path / ".table.json.folder.part"
+    folder.mkdir()
+    for path in (living, dead, fresh, folder / "inside"):
+        path.write_text("half")
+    for path in (living, dead, folder):
+        os.utime(path, (1, 1))
+    with claimed(living):
+        write_json(tmp_path / "table.json", [1])  # sweeps
+        assert living.exists() and fresh.exists() and not dead.exists() and not folder.exists()
+    sweep(tmp_path, ".table.json.*.part")
+    assert not living.exists() and read_json(tmp_path / "table.json") == [1]
+
+
+def test_a_name_with_brackets_sweeps_its_own_files_alone(tmp_path) -> None:
+    other = tmp_path / ".a.x.part"
+    other.write_text("half")
+    os.utime(other, (1, 1))
+    write_json(tmp_path / "[ab]", 1)
+    assert other.exists()
+
+
+def test_an_error_in_the_middle_leaves_the_old_file(tmp_path) -> None:
+    write_json(tmp_path / "a.json", "old")
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a.json") as temporary:
+        temporary.write_text("new")
+        raise ZeroDivisionError
+    assert read_json(tmp_path / "a.json") == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 200_000, b'{"a": 1}}'])
+def test_what_is_no_json_is_one_message(tmp_path, content) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(CaptioningError, match="Cannot read .*a.json as JSON"):
+        read_json(tmp_path / "a.json")
+    shutil.rmtree(tmp_path)
+    with pytest.raises(CaptioningError, match="There is no file"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,438 @@
+"""Image encoders: what each gives equals the library it comes from, and no file that it reads can run a program.
+
+CLIPs of other people are stood in for by small models of the same classes, saved and loaded through the same calls.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from helpers.encoders import Encoder, load_encoder, weights_fingerprint
+from helpers.errors import CaptioningError
+from helpers.torch_files import load_weights
+from tests.tiny_clips import save_hugging_face, save_openai
+
+CAPTIONS = ["a dog runs over the grass", "two children in a boat .", "x " * 300]
+
+
+@pytest.fixture(scope="module")
+def photos(samples) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB").resize((320, 240)) for path in samples[:4]]
+
+
+@pytest.fixture(scope="module")
+def lite() -> Encoder:
+    return load_encoder("efficientnet-lite0")
+
+
+class Program:
+    """Pickled, it makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+# --- EfficientNet-Lite and torchvision
+
+
+def test_the_fast_trunk_computes_what_the_package_computes() -> None:
+    from helpers.trunks import LiteTrunk, pretrained_weights
+
+    for version in (0, 2):
+        trunk = LiteTrunk(version, 224).eval()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name(f"efficientnet-lite{version}", image_size=224)
+        net.load_state_dict(torch.load(pretrained_weights(version), map_location="cpu", weights_only=True))
+        pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+        with torch.inference_mode():
+            theirs = net.eval().extract_features((pixels.float() - 127) / 128).flatten(2).transpose(1, 2)
+            ours = trunk(pixels)
+        assert ours.shape == (2, 49, 1280)
+        assert F.cosine_similarity(ours, theirs, dim=-1).min() > 0.9999
+
+
+def test_prepare_keeps_colours_and_the_whole_picture(lite) -> None:
+    halves = Image.new("RGB", (400, 200), (255, 0, 0))
+    halves.paste((0, 0, 255), (200, 0, 400, 200))
+    pixels = lite.prepare(halves)
+    assert pixels.shape == (3, 224, 224) and pixels.dtype == torch.uint8
+    assert pixels[:, 100, 5].tolist() == [255, 0, 0] and pixels[:, 100, -5].tolist() == [0, 0, 255]
+
+
+def test_grid_and_pooled_agree_and_photos_differ(lite, photos) -> None:
+    pixels = torch.stack([lite.prepare(photo) for photo in photos])
+    grid, pooled = lite.features(pixels, "grid"), lite.features(pixels, "pooled")
+    assert grid.shape == (4, lite.regions, lite.width) and grid.dtype == torch.float32
+    assert torch.allclose(grid.mean(1), pooled, atol=0.02)
+    between = F.cosine_similarity(pooled[:, None], pooled[None], dim=-1)
+    assert between[~torch.eye(4, dtype=torch.bool)].max() < 0.95
+
+
+def test_a_batch_is_as_good_as_one_at_a_time(lite, photos) -> None:
+    pixels = torch.stack([lite.prepare(photo) for photo in photos])
+    together = lite.features(pixels, "grid")
+    alone = torch.cat([lite.features(pixels[i : i + 1], "grid") for i in range(4)])
+    assert F.cosine_similarity(together.flatten(1), alone.flatten(1)).min() > 0.9995  # bf16 where it is fast
+
+
+def test_in_full_precision_a_batch_changes_nothing(lite, photos) -> None:
+    pixels = torch.stack([lite.prepare(photo) for photo in photos])
+    with lite.full_precision():
+        together = lite.features(pixels, "grid")
+        alone = torch.cat([lite.features(pixels[i : i + 1], "grid") for i in range(4)])
+        with torch.inference_mode():
+            assert torch.allclose(together, lite.module(pixels), atol=1e-4)
+    assert not lite.exact
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_low_precision_is_close_to_full(lite, photos) -> None:
+    pixels = torch.stack([lite.prepare(photo) for photo in photos])
+    with torch.inference_mode():
+        full, low = lite.module(pixels), lite.grid(pixels).float()
+    assert F.cosine_similarity(full.flatten(1), low.flatten(1)).min() > 0.995
+
+
+def test_the_stem_and_the_tail_make_the_trunk(lite, photos) -> None:
+    pixels = torch.stack([lite.prepare(photo) for photo in photos[:2]])
+    with torch.inference_mode():
+        assert torch.allclose(lite.module.tail(lite.module.stem(pixels)), lite.module(pixels))
+
+
+def test_a_frozen_trunk_keeps_its_batch_statistics() -> None:
+    from helpers.trunks import LiteTrunk
+
+    trunk = LiteTrunk(0, 64, pretrained=False)
+    before = {name: value.clone() for name, value in trunk.named_buffers()}
+    trunk.train()
+    trunk(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    assert all(torch.equal(value, before[name]) for name, value in trunk.named_buffers())
+    assert not any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """A folder in which torchvision looks for weights before it downloads them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_torchvisions_resnet_is_torchvisions(hub, photos) -> None:
+    import torchvision.models as zoo
+    from torchvision.transforms.functional import normalize
+
+    torch.manual_seed(0)
+    net = zoo.resnet50(weights=None).eval()
+    torch.save(net.state_dict(), hub / zoo.ResNet50_Weights.DEFAULT.url.rpartition("/")[2])
+    encoder = load_encoder("resnet50", size=64)
+    pixels = torch.stack([encoder.prepare(photo) for photo in photos[:2]])
+    grid = encoder.features(pixels, "grid")
+    assert grid.shape == (2, 4, 2048) == (2, encoder.regions, encoder.width)
+    with torch.inference_mode():
+        x = normalize(pixels / 255, encoder.mean, encoder.deviation)
+        for name, part in net.named_children():
+            x = x if name in ("avgpool", "fc") else part(x)
+    assert F.cosine_similarity(grid.flatten(1), x.flatten(2).transpose(1, 2).flatten(1)).min() > 0.99
+
+
+def test_torchvisions_vgg_gives_its_last_convolutions() -> None:
+    encoder = load_encoder("vgg16", size=64, pretrained=False)
+    grid = encoder.features(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "grid")
+    assert grid.shape == (2, 4, 512) == (2, encoder.regions, encoder.width)
+    assert grid.min() == 0 < grid.max()  # after the last ReLU and pooling
+
+
+def test_weights_in_torchvisions_folder_cannot_run_a_program(hub, tmp_path) -> None:
+    import torchvision.models as zoo
+
+    mark = tmp_path / "ran"
+    torch.save({"weight": Program(mark)}, hub / zoo.get_model_weights("resnet50").DEFAULT.url.rpartition("/")[2])
+    with pytest.raises(CaptioningError, match="resnet50"):
+        load_encoder("resnet50")
+    assert not mark.exists()
+
+
+def test_without_a_connection_the_message_says_what_to_do(hub, monkeypatch) -> None:
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(CaptioningError, match="no route to host.*efficientnet-lite2"):
+        load_encoder("resnet50")
+    monkeypatch.setattr("clip.clip._download", offline)
+    with pytest.raises(CaptioningError, match=r"ViT-B/32.*no route to host.*ViT-B-32\.pt.*pocket-clip"):
+        load_encoder("clip:ViT-B/32")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CaptioningError, match="(?s)openai/clip-vit-base-patch32.*save_pretrained"):
+        load_encoder("hf-clip:openai/clip-vit-base-patch32")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet51", "resnet50"),
+        ("efficientnet-lite9", "efficientnet-lite"),
+        ("clip:ViT-B32", "ViT-B/32"),
+        ("hf-clip:./nowhere", "no folder"),
+        ("clip:nowhere.pt", "path of a .pt"),
+    ],
+)
+def test_an_unknown_name_gets_a_hint(name, hint) -> None:
+    with pytest.raises(CaptioningError, match=hint):
+        load_encoder(name)
+
+
+def test_a_kind_that_an_encoder_lacks_is_refused(lite) -> None:
+    pixels = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+    for kind, reason in (("embedding", "no text side"), ("colour", "Unknown kind")):
+        with pytest.raises(CaptioningError, match=reason):
+            lite.features(pixels, kind)
+
+
+def test_a_fingerprint_follows_the_weights_and_survives_saving_in_half() -> None:
+    layer = torch.nn.Linear(4, 4)
+    first = weights_fingerprint(layer)
+    layer.load_state_dict({n: v.half().float() for n, v in layer.state_dict().items()})
+    assert weights_fingerprint(layer) == first
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    assert weights_fingerprint(layer) != first != weights_fingerprint(layer, extra="224")
+
+
+# --- OpenAI's CLIP
+
+
+@pytest.fixture(scope="module", params=["ViT", "RN"])
+def clip_file(request, tmp_path_factory) -> tuple[Path, Path]:
+    """A state dict and a TorchScript archive, as OpenAI distributes them, of one small CLIP."""
+    folder = tmp_path_factory.mktemp("clip")
+    return save_openai(request.param, folder / "state.pt"), save_openai(request.param, folder / "archive.pt", True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_openai_clip_equals_the_package(clip_file, photos) -> None:
+    import clip
+
+    encoder = load_encoder(f"clip:{clip_file[0]}")
+    model, preprocess = clip.load(str(clip_file[1]), device="cpu")
+    pixels = torch.stack([encoder.prepare(photo) for photo in photos])
+    assert pixels.dtype == torch.uint8
+    theirs = torch.stack([preprocess(photo) for photo in photos])
+    assert torch.allclose(encoder.normalised(pixels), theirs, atol=1e-6)
+    with torch.inference_mode():
+        image, text = model.encode_image(theirs), model.encode_text(clip.tokenize(CAPTIONS, truncate=True))
+    assert torch.allclose(encoder.features(pixels, "pooled"), image, atol=1e-5)
+    assert torch.allclose(encoder.encode_text(CAPTIONS, normalise=False), text, atol=1e-5)
+    assert torch.allclose(encoder.features(pixels, "embedding"), F.normalize(image, dim=-1), atol=1e-5)
+    assert torch.allclose(encoder.encode_text(CAPTIONS).norm(dim=-1), torch.ones(3))
+    assert encoder.logit_scale == pytest.approx(float(model.logit_scale.exp()))
+    assert encoder.grid(pixels).shape == (4, encoder.regions, encoder.width)
+
+
+def test_a_strip_is_cut_before_it_is_scaled(clip_file) -> None:
+    import resource
+
+    encoder = load_encoder(f"clip:{clip_file[0]}")
+    strip = Image.new("RGB", (1, 200_000), (10, 20, 30))
+    strip.paste((200, 100, 50), (0, 99_000, 1, 101_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = encoder.prepare(strip)
+    assert pixels.shape == (3, encoder.size, encoder.size)
+    assert pixels[:, encoder.size // 2, encoder.size // 2].tolist() == [200, 100, 50]  # the middle is what is kept
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_the_grid_is_what_the_image_vector_is_made_of(clip_file, photos) -> None:
+    encoder = load_encoder(f"clip:{clip_file[0]}")
+    pixels = torch.stack([encoder.prepare(photo) for photo in photos])
+    stem = encoder.features(pixels, "stem")
+    with torch.inference_mode():
+        assert torch.allclose(encoder.head(stem), encoder.encode_image(pixels, normalise=False), atol=1e-5)
+        if hasattr(encoder.module.visual, "attnpool"):
+            assert torch.allclose(stem, encoder.grid(pixels))
+        else:  # the last block's tokens, seen by a hook, after the last norm
+            seen = []
+            hook = encoder.module.visual.transformer.register_forward_hook(lambda m, i, out: seen.append(out))
+            encoder.module.encode_image(encoder.normalised(pixels))
+            hook.remove()
+            tokens = encoder.module.visual.ln_post(seen[0].transpose(0, 1))
+            assert torch.allclose(encoder.grid(pixels), tokens[:, 1:], atol=1e-5)
+
+
+def test_an_archive_is_read_without_its_code(clip_file) -> None:
+    state, archive = (load_weights(path) for path in clip_file)
+    assert state.keys() == archive.keys()
+    assert all(torch.equal(state[name], archive[name]) for name in state)
+    one, other = (load_encoder(f"clip:{path}") for path in clip_file)
+    assert one.fingerprint == other.fingerprint
+
+
+def test_every_clip_of_the_package_is_known_by_name(monkeypatch, clip_file) -> None:
+    import clip
+
+    asked = []
+    monkeypatch.setattr("clip.clip._download", lambda url, root: asked.append(url) or str(clip_file[0]))
+    for name in clip.available_models():
+        assert load_encoder(f"clip:{name}").name == f"clip:{name}"
+    assert len(set(asked)) == len(clip.available_models()) >= 9
+
+
+def _archive(path: Path, payload: bytes, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in (("data.pkl", payload), ("constants.pkl", b"\x80\x02)."), ("version", b"3\n")):
+            file.writestr(f"model/{name}", data)
+    return path
+
+
+def test_no_file_of_weights_can_run_a_program(tmp_path) -> None:
+    mark = tmp_path / "ran"
+    payload = pickle.dumps({"weight": Program(mark)}, protocol=2)
+    (tmp_path / "old.pt").write_bytes(payload)
+    torch.save({"weight": Program(mark)}, tmp_path / "new.pt")
+    _archive(tmp_path / "script.pt", payload)
+    for name in ("old.pt", "new.pt", "script.pt"):
+        with pytest.raises(CaptioningError, match="could run a program"):
+            load_encoder(f"clip:{tmp_path / name}")
+        assert not mark.exists()
+    pickle.loads(payload)  # the trap itself works
+    assert mark.exists()
+
+
+def test_a_class_of_an_archive_has_no_behaviour(tmp_path) -> None:
+    # What stands for the archive's classes is called with arguments, and given a state that is no dictionary.
+    called = b"c__torch__.Module\nModule\n(U\x04touch"
+    for payload in (b"\x80\x02" + called + b"tR.", b"\x80\x02c__torch__.M\nM\n)\x81K\x05b."):
+        with pytest.raises(CaptioningError):
+            load_weights(_archive(tmp_path / "script.pt", payload))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "Cannot read"), (b"not weights at all", "read"), (b"PK\x03\x04broken", "read")],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(CaptioningError, match=message):
+        load_weights(tmp_path / "weights.pt")
+
+
+def test_other_weights_than_a_clips_are_named(tmp_path) -> None:
+    torch.save({"layer.weight": torch.ones(2, 2)}, tmp_path / "other.pt")
+    with pytest.raises(CaptioningError, match="does not hold the weights of an OpenAI CLIP"):
+        load_encoder(f"clip:{tmp_path / 'other.pt'}")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    with pytest.raises(CaptioningError, match="no named weights"):
+        load_weights(tmp_path / "list.pt")
+    _archive(tmp_path / "bomb.pt", b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CaptioningError, match="compressed"):
+        load_weights(tmp_path / "bomb.pt")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_in_half(clip_file, photos) -> None:
+    slow, fast = load_encoder(f"clip:{clip_file[0]}"), load_encoder(f"clip:{clip_file[0]}", "cuda")
+    assert fast.module.dtype == torch.float16
+    pixels = torch.stack([slow.prepare(photo) for photo in photos])
+    assert F.cosine_similarity(slow.features(pixels, "pooled"), fast.features(pixels, "pooled")).min() > 0.999
+
+
+# --- Hugging Face
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request, tmp_path_factory) -> Path:
+    return save_hugging_face(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_a_hugging_face_clip_equals_transformers(folder, photos) -> None:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    encoder = load_encoder(f"hf-clip:{folder}")
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    pixels = torch.stack([encoder.prepare(photo) for photo in photos])
+    theirs = processor(images=photos, return_tensors="pt")["pixel_values"]
+    assert (encoder.normalised(pixels) - theirs).abs().max() < 0.02  # whole numbers of brightness
+    options = {"padding": "max_length", "truncation": True, "max_length": 12}
+    tokens = AutoTokenizer.from_pretrained(folder)(CAPTIONS, return_tensors="pt", **options)
+    if "siglip" in model.config.model_type:
+        tokens = {"input_ids": tokens["input_ids"]}
+    else:
+        tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        out = model(pixel_values=encoder.normalised(pixels), **tokens)
+    assert torch.allclose(encoder.features(pixels, "embedding"), out.image_embeds, atol=1e-5)
+    assert torch.allclose(encoder.encode_text(CAPTIONS), out.text_embeds, atol=1e-5)
+    assert encoder.grid(pixels).shape == (4, 16, 32) == (4, encoder.regions, encoder.width)
+    assert encoder.features(pixels, "pooled").shape[1] == encoder.joint == out.image_embeds.shape[1]
+    scale = out.logits_per_text - (model.logit_bias if hasattr(model, "logit_bias") else 0)
+    cosines = encoder.encode_text(CAPTIONS) @ encoder.features(pixels, "embedding").T
+    assert torch.allclose(encoder.logit_scale * cosines, scale, atol=1e-4)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(CaptioningError, match="'gpt2'. Expected a CLIP or a SigLIP"):
+        load_encoder(f"hf-clip:{tmp_path}")
+
+
+# --- Any of them, trained
+
+
+@pytest.fixture(params=["ViT", "RN", "clip", "siglip"])
+def trainable(request, tmp_path) -> Encoder:
+    if request.param in ("ViT", "RN"):
+        return load_encoder(f"clip:{save_openai(request.param, tmp_path / 'state.pt')}")
+    return load_encoder(f"hf-clip:{save_hugging_face(request.param, tmp_path)}")
+
+
+@pytest.mark.parametrize("train_trunk", [False, True], ids=["frozen", "unfrozen"])
+def test_contrastive_fine_tuning_moves_what_it_may(trainable, train_trunk, photos, tmp_path) -> None:
+    from helpers.contrastive import fine_tune
+
+    first = trainable.fingerprint
+    dual = trainable.dual(train_trunk)
+    trunk = [parameter.clone() for parameter in dual.trunk_parameters()]
+    statistics = {name: value.clone() for name, value in dual.named_buffers()}
+    pixels = {str(i): trainable.prepare(photo) for i, photo in enumerate(photos)}
+    batch = torch.stack(list(pixels.values()))
+    captions = dict(zip(pixels, [["a dog"], ["two children"], ["a boat"], ["a boat a boat"]], strict=True))
+    with torch.inference_mode():
+        vectors, grid = dual.image_side(batch)
+        assert grid.shape == (4, trainable.regions, trainable.width)
+        assert torch.allclose(vectors.float(), trainable.pooled(batch), atol=1e-4)
+        stem = trainable.features(batch, "stem")
+        assert torch.allclose(dual.image_side(stem)[0], vectors, atol=1e-4)
+    rates = {"warmup_steps": 2, "learning_rate": 2e-3, "trunk_learning_rate": 2e-3}
+
+    def inputs(names, chance):
+        return torch.stack([pixels[name] for name in names])
+
+    history = fine_tune(dual, inputs, captions, captions, epochs=12, images_per_batch=4, **rates)
+    assert history[-1]["loss"] < history[0]["loss"] - 0.1
+    moved = [not torch.equal(old, new) for old, new in zip(trunk, dual.trunk_parameters(), strict=True)]
+    assert any(moved) == train_trunk
+    assert all(torch.equal(value, statistics[name]) for name, value in dual.named_buffers())
+    assert trainable.fingerprint != first  # so that no cached feature of the old weights is used
+
+    saved = trainable.save(tmp_path / "tuned")
+    again = load_encoder(f"{trainable.name.partition(':')[0]}:{saved}")
+    assert torch.allclose(again.encode_text(["a dog"]), trainable.encode_text(["a dog"]), atol=2e-3)
+    assert torch.allclose(
+        again.features(pixels["0"][None], "embedding"), trainable.features(pixels["0"][None], "embedding"), atol=2e-3
+    )

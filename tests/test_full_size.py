@@ -1,0 +1,87 @@
+"""The configurations for CLIP and GPT-2, run with small models of the same classes, saved and loaded the same way."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from helpers.captioner import Captioner
+from helpers.files import ROOT, read_json, write_json
+from helpers.runs import check
+from helpers.training import main, stage_settings
+from tests.tiny_clips import save_openai
+from tests.toy_language_models import save_family
+
+CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("disc", "square", "bar", "frame", "cross", "line")
+
+
+def draw(colour: str, shape: str) -> Image.Image:
+    image = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(image)
+    if shape == "disc":
+        pen.ellipse((12, 12, 52, 52), fill=colour)
+    elif shape == "frame":
+        pen.rectangle((12, 12, 52, 52), outline=colour, width=6)
+    else:
+        boxes = {"square": [(16, 16, 48, 48)], "bar": [(4, 26, 60, 38)], "line": [(30, 2, 34, 62)],
+                 "cross": [(4, 28, 60, 36), (28, 4, 36, 60)]}  # fmt: skip
+        for box in boxes[shape]:
+            pen.rectangle(box, fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a dataset, a CLIP file and a language model."""
+    place = tmp_path_factory.mktemp("full")
+    (place / "photos").mkdir()
+    lines = ["image,caption,split"]
+    for number, (colour, shape) in enumerate(product(COLOURS, SHAPES)):
+        name = f"{colour}-{shape}.png"
+        draw(colour, shape).save(place / "photos" / name)
+        split = "dev" if number % 2 else "train"
+        lines += [f"{name},{text},{split}" for text in (f"A {colour} {shape}.", f"The {shape} is {colour}.")]
+    (place / "photos" / "captions.csv").write_text("\n".join(lines))
+    save_openai("ViT", place / "clip.pt")
+    save_family(place / "gpt2")
+    return place
+
+
+def test_there_is_one_for_each_way_of_tuning() -> None:
+    assert {read_json(path)["model"]["tune"] for path in CONFIGS} == {"full", "none", "lora"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_names_what_exists(path: Path) -> None:
+    config = read_json(path)
+    check(config)
+    assert all(stage_settings(stage) for stage in config["stages"])
+    assert config["name"] == path.stem and config["encoder"] == "clip:ViT-B/32"
+    assert config["model"]["language_model"] == "gpt2" and config["dataset"]["name"] == "flickr8k"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_same_lines_train_small_models_of_the_same_classes(path: Path, place: Path, tmp_path: Path, capsys) -> None:
+    config = read_json(path)
+    config |= {
+        "dataset": {"name": "folder", "data_dir": str(place / "photos")},
+        "encoder": f"clip:{place / 'clip.pt'}",
+        "output": str(tmp_path / "run"),
+        "mixed_precision": "no",
+    }
+    config["model"]["language_model"] = str(place / "gpt2")
+    config["stages"][0] |= {"epochs": 2, "warmup_steps": 1, "learning_rate": 1e-3}
+    config["stages"][0]["decoding"]["max_length"] = 5
+    write_json(tmp_path / "config.json", config)
+    assert main([str(tmp_path / "config.json"), "--quiet"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and '"CIDEr"' in rows[-1]
+    captioner = Captioner.load(tmp_path / "run")
+    assert captioner.feature_kind == "pooled" and captioner.model.config["tune"] == config["model"]["tune"]
+    captions = captioner.caption([place / "photos" / "red-disc.png", tmp_path / "missing.png"], max_length=5)
+    assert captions[0].error is None and captions[0].model == config["name"]
+    assert "missing.png" in captions[1].error

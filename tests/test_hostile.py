@@ -1,0 +1,270 @@
+"""Checkpoints from strangers: nothing in them runs, leads elsewhere, or asks for more than it is worth."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import checkpoint_config
+from helpers.captioner import Captioner, available, load_checkpoint, save_checkpoint
+from helpers.errors import CaptioningError
+from helpers.files import sha256_file
+from helpers.text import Vocabulary
+from helpers.torch_files import load_weights
+from tests.toy_captioners import small_model
+
+ROOT = Path(__file__).resolve().parent.parent
+ENCODER = "efficientnet-lite0"
+
+
+# -- no code is run that a file brings along ----------------------------------------------------------------------
+
+
+def calls(tree: ast.AST):
+    """Yields (dotted name, call) for every call in a piece of code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def sources() -> dict[str, str]:
+    """Returns the code of every Python file and notebook of the repository, by name."""
+    found = {}
+    for folder in (".", "helpers", "scripts", "benchmarks", "tests", "notebooks", "notebooks/solutions"):
+        for path in (ROOT / folder).glob("*.py"):
+            found[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+        for path in (ROOT / folder).glob("*.ipynb"):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+            found[str(path.relative_to(ROOT))] = "\n".join(
+                "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in cell.splitlines())
+                for cell in code
+            )
+    return found
+
+
+def dangerous(tree: ast.AST) -> list[str]:
+    """Returns the calls that could run what is in a file, or fetch code."""
+    found = []
+    for name, call in calls(tree):
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        last = name.rsplit(".", 1)[-1]
+        unsafe_load = name in ("torch.load", "load_state_dict_from_url") and options.get("weights_only") != "True"
+        unpickled = name in ("pickle.load", "pickle.loads", "joblib.load", "dill.load", "dill.loads", "torch.jit.load",
+                             "torch.hub.load", "eval", "exec", "yaml.load", "marshal.loads", "pandas.read_pickle",
+                             "pd.read_pickle")
+        allowed = any(options.get(option, "False") != "False" for option in ("allow_pickle", "trust_remote_code"))
+        remote = last == "from_pretrained" and name.startswith("Auto") and options.get("trust_remote_code") != "False"
+        if unsafe_load or unpickled or allowed or remote:
+            found.append(f"{name} at line {call.lineno}")
+    return found
+
+
+def test_no_code_of_a_file_is_ever_run() -> None:
+    """`torch.load` always with weights_only=True, transformers never with code of the model's own, no pickle."""
+    files = sources()
+    assert len(files) > 80 and "helpers/torch_files.py" in files
+    loads, found = 0, {}
+    for name, source in files.items():
+        tree = ast.parse(source)
+        loads += sum(called == "torch.load" for called, _ in calls(tree))
+        if (here := dangerous(tree)) and not name.startswith("tests/"):  # tests set the traps
+            found[name] = here
+    assert loads >= 4 and found == {}
+
+
+@pytest.mark.parametrize("code", [
+    "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "np.load(p, allow_pickle=True)",
+    "AutoModel.from_pretrained(name)", "AutoModel.from_pretrained(name, trust_remote_code=True)", "eval(text)",
+])  # fmt: skip
+def test_the_scan_finds_what_it_looks_for(code) -> None:
+    assert len(dangerous(ast.parse(code))) == 1
+
+
+class Trap:
+    """Pickled, it makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "of before 1.6"])
+def test_a_file_that_would_write_a_file_is_not_read(name, old, tmp_path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"weight": torch.ones(2), "more": Trap(mark)}, tmp_path / name, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CaptioningError, match="could run a program"):
+        load_weights(tmp_path / name)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Trap(mark)))
+    assert mark.exists()  # the trap works
+
+
+def test_sparse_weights_are_refused(tmp_path) -> None:
+    """Their indices may point anywhere, and weights_only=True does not look at them."""
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        columns, values = torch.tensor([0]), torch.tensor([1.0])
+        trap = torch.sparse_csr_tensor(torch.tensor([0, 1 << 20]), columns, values, (1, 4), check_invariants=False)
+    torch.save({"weight": trap}, tmp_path / "weights.pt")
+    with pytest.raises(CaptioningError, match="sparse"):
+        load_weights(tmp_path / "weights.pt")
+
+
+def test_weights_of_ours_that_are_a_pickle_are_no_safetensors(copy, tmp_path) -> None:
+    torch.save({"weight": Trap(tmp_path / "mark")}, copy / "model.safetensors")
+    rehash(copy)
+    with pytest.raises(CaptioningError, match="model.safetensors cannot be read"):
+        load_checkpoint(copy)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_language_model_with_code_of_its_own_is_not_asked_for_it(tmp_path, monkeypatch) -> None:
+    """The configuration names a class in a file beside it; transformers would ask, and then import that file."""
+    from helpers.language_models import load_language_model
+
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    names = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": names}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Evil", "auto_map": names}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(CaptioningError, match="cannot be loaded"):
+        load_language_model(str(tmp_path))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_language_model_that_was_cut_short_is_one_message(file, tmp_path) -> None:
+    """As a kill or a full disk leaves it while transformers writes."""
+    from helpers.language_models import load_language_model
+
+    folder = Path(shutil.copytree(ROOT / "data" / "checkpoints" / "pocket-gpt2", tmp_path / "gpt2"))
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CaptioningError, match="cannot be loaded") as caught:
+        load_language_model(str(folder))
+    assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+# -- what a configuration may say ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "toy"
+    return save_checkpoint(folder, small_model(), {"name": "toy", "encoder": ENCODER, "features": "pooled"})
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def edit(folder: Path, path: str, value: object) -> None:
+    """Sets the entry at a dotted path of config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    *parents, last = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rehash(folder: Path) -> None:
+    """Makes the hashes fit, as someone who means harm would."""
+    edit(folder, "sha256", {name: sha256_file(folder / name) for name in ("model.safetensors", "vocabulary.json")})
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("class", "subprocess.Popen", "Unknown model class"),
+    ("class", ["ShowAndTell"], "'class' should be of the type str"),
+    ("class", "PocketCLIP", "Unknown model class"),
+    ("options", [], "'options' should be of the type dict"),
+    ("encoder", "efficientnet-lite0", "'encoder' should be of the type dict"),
+    ("encoder.name", None, "should have a name"),
+    ("encoder.name", "pocket-clip:/etc", "names /etc, which is outside the checkpoint"),
+    ("encoder.name", "hf-clip:../../../etc", "outside the checkpoint"),
+    ("encoder.name", "clip:/etc/passwd", "outside the checkpoint"),
+    ("encoder.name", "hf-clip:~", "outside the checkpoint"),
+    ("encoder.name", "a\x1b[31mred", "is no name"),
+    ("sha256", None, "'sha256' should be of the type dict"),
+    ("tokenizer", "/etc/passwd", "must be vocabulary.json or tokenizer.json"),
+    ("tokenizer", "../vocabulary.json", "must be vocabulary.json or tokenizer.json"),
+    ("name", 7, "'name' should be text"),
+    ("decoding", [], "should be an object"),
+    ("decoding", {"max_length": 10**9}, "no caption needs that"),
+    ("decoding", {"beam_size": 10**6}, "no caption needs that"),
+    ("decoding", {"temperature": float("nan")}, "no caption needs that"),
+    ("decoding", {"generator": "x"}, "Unknown decoding setting 'generator'"),
+    ("options.hidden", 10**12, "no model has that"),
+    ("options.hidden", float("inf"), "no model has that"),
+    ("options.language_model", "/tmp/../etc", "outside the checkpoint"),
+    ("options.language_model_config", {"auto_map": {"AutoModel": "evil--evil.Evil"}}, "code from elsewhere"),
+    ("options.language_model_config", {"quantization_config": {}}, "code from elsewhere"),
+    ("options.language_model_config", {"_attn_implementation": "evil/kernels"}, "code from elsewhere"),
+    ("options.language_model_config", {"_attn_implementation_internal": "evil/kernels"}, "code from elsewhere"),
+])  # fmt: skip
+def test_a_configuration_that_means_harm_is_refused(path, value, message, copy) -> None:
+    edit(copy, path, value)
+    with pytest.raises(CaptioningError, match=message) as caught:
+        Captioner.load(copy)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", '"text"', "{}", "[" * 100_000, '{"format": 1'])
+def test_a_configuration_that_is_something_else_is_refused(content, copy) -> None:
+    (copy / "config.json").write_text(content)
+    with pytest.raises(CaptioningError, match="lacks entries|Cannot read"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize(("name", "size"), [("hidden", 60_000), ("embedding", 50_000_000), ("feature_width", 10**8)])
+def test_a_configuration_that_asks_for_much_memory_is_refused_before_it_gets_it(name, size, copy) -> None:
+    """A hidden state of 60,000 would need 58 GB."""
+    edit(copy, f"options.{name}", size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CaptioningError, match="do not fit its configuration"):
+        load_checkpoint(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_names_that_only_look_like_paths_are_let_through(copy, monkeypatch, tmp_path) -> None:
+    for name in ("clip:ViT-B/32", "hf-clip:openai/clip-vit-base-patch32", "gpt2", "pocket-clip", "distilgpt2"):
+        checkpoint_config._inside(name, "encoder", copy)
+    monkeypatch.delenv("CAPTIONING_TRUSTED")
+    with pytest.raises(CaptioningError, match=f"CAPTIONING_TRUSTED={tmp_path}"):
+        checkpoint_config._inside(f"pocket-clip:{tmp_path / 'mine'}", "encoder", copy)
+    checkpoint_config._inside(f"pocket-clip:{copy / 'clip'}", "encoder", copy)  # travels with it
+    monkeypatch.setenv("CAPTIONING_TRUSTED", str(tmp_path))
+    checkpoint_config._inside(f"pocket-clip:{tmp_path / 'mine'}", "encoder", copy)
+
+
+def test_a_link_in_place_of_a_file_has_to_have_the_right_hash(copy, tmp_path) -> None:
+    (copy / "vocabulary.json").unlink()
+    (copy / "vocabulary.json").symlink_to("/etc/passwd")
+    with pytest.raises(CaptioningError, match="SHA-256 differs") as caught:
+        load_checkpoint(copy)
+    assert ":0:0:" not in str(caught.value)  # nothing of what it points to
+
+
+def test_words_swapped_with_their_hash_left_are_refused(copy) -> None:
+    words = json.loads((copy / "vocabulary.json").read_text())["words"]
+    Vocabulary(words[::-1]).save(copy / "vocabulary.json")
+    with pytest.raises(CaptioningError, match="vocabulary.json.*SHA-256 differs"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", available())
+def test_what_is_shipped_passes(name) -> None:
+    folder = ROOT / "data" / "checkpoints" / name
+    assert checkpoint_config.check(folder, json.loads((folder / "config.json").read_text()))["name"] == name

@@ -1,0 +1,153 @@
+"""Killed anywhere, nothing lost: 20 runs killed at random moments, and each piece of work ends as if it never was."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bad_server import Page, serving
+from tests.job_server import Jobs
+from tests.small_archives import flickr8k_zip
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+KILLS = 4  # of each of the five kinds of work
+
+
+def killed_runs(jobs: Jobs, job: dict, whole: float, folder: Path, after: Callable[[], None] = lambda: None) -> int:
+    """Starts the job and kills it, KILLS times, at moments within `whole` seconds; returns how often it was begun anew.
+
+    When a run ends before it is killed, the work begins anew in an empty folder. `after` looks at what was left.
+    """
+    chance, kills, anew = random.Random(str(job["work"])), 0, 0
+    while kills < KILLS:
+        (answer,) = jobs.run({**job, "kill_after": chance.uniform(0.05, 0.5) * whole})
+        assert answer["status"] in ("killed", "done"), answer
+        if answer["status"] == "killed":
+            kills += 1
+            after()
+        else:
+            anew += 1
+            assert anew < 10, "it always ends before it is killed"
+            for path in folder.parent.glob(f"*{folder.name}*"):
+                shutil.rmtree(path)
+    return anew
+
+
+def age_what_was_left(folder: Path) -> list[Path]:
+    """Makes temporary files and folders older than the grace that a living process has; returns them."""
+    import os
+
+    left = list(folder.rglob(".*.part"))
+    for path in left:
+        os.utime(path, (1, 1))
+    return left
+
+
+def test_encoding(jobs, photos, tmp_path) -> None:
+    whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
+    (expected,) = jobs.run({"work": "encode", "folder": str(whole), "photos": str(photos), "log": str(tmp_path / "l")})
+    assert expected["status"] == "done" and len(expected["names"]) == 64
+    job = {"work": "encode", "folder": str(broken), "photos": str(photos), "log": str(log)}
+    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken))
+    (answer,) = jobs.run(job)
+    assert (answer["names"], answer["hash"]) == (expected["names"], expected["hash"])
+    encoded = sum(map(int, log.read_text().split()))
+    assert encoded <= 64 * (anew + 1) + 8 * KILLS  # at each kill one block of 8 is lost and no more
+
+
+def test_a_cache_whose_array_was_lost_is_not_taken_for_whole(jobs, photos, tmp_path) -> None:
+    job = {"work": "encode", "folder": str(tmp_path / "cache"), "photos": str(photos), "log": str(tmp_path / "log")}
+    (expected,) = jobs.run(job)
+    (array,) = (tmp_path / "cache").rglob("features.npy")
+    array.unlink()
+    (killed,) = jobs.run({**job, "kill_after": 0.5 * expected["seconds"]})
+    (answer,) = jobs.run(job)
+    assert answer["hash"] == expected["hash"], "half an array was read"
+
+
+def test_training(jobs, tmp_path) -> None:
+    """Two stages, with dropout, averaging, scheduled sampling and draws: bit-identical weights and history."""
+    (expected,) = jobs.run({"work": "train", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
+    assert expected["status"] == "done" and len(expected["history"]) == 6, expected
+    broken, log = tmp_path / "broken", tmp_path / "log"
+    job = {"work": "train", "folder": str(broken), "log": str(log)}
+    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken))
+    (answer,) = jobs.run(job)
+    assert answer["history"] == expected["history"] and answer["table"] == 7
+    assert answer["weights"] == expected["weights"]
+    epochs = log.read_text().split()
+    assert max(map(epochs.count, epochs)) <= anew + 1  # an epoch that was complete is never done again
+    assert age_what_was_left(broken) == []
+
+
+def test_two_runs_with_one_seed_and_other_hashing_are_equal(tmp_path, monkeypatch) -> None:
+    """Each in an interpreter of its own, where sets and dictionaries of strings have another order."""
+    answers = []
+    for hashing in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", hashing)
+        with Jobs() as jobs:
+            answers += jobs.run({"work": "train", "folder": str(tmp_path / hashing), "log": str(tmp_path / "log")})
+    assert answers[0]["weights"] == answers[1]["weights"] and answers[0]["history"] == answers[1]["history"]
+
+
+def test_drawing(jobs, tmp_path) -> None:
+    (expected,) = jobs.run({"work": "draw", "folder": str(tmp_path / "whole" / "pocket")})
+    folder = tmp_path / "broken" / "pocket"
+
+    def look() -> None:
+        assert not folder.exists()  # all of it or nothing
+        assert len(age_what_was_left(folder.parent)) <= 1  # the next run clears away what the one before had left
+
+    killed_runs(jobs, {"work": "draw", "folder": str(folder)}, expected["seconds"], folder, look)
+    (answer,) = jobs.run({"work": "draw", "folder": str(folder)})
+    assert answer["files"] == expected["files"]
+    assert [path.name for path in folder.parent.iterdir()] == ["pocket"]
+
+
+def test_downloading(jobs, tmp_path) -> None:
+    folder = tmp_path / "broken" / "flickr8k"
+    with serving() as server:
+        server.pages["/f.zip"] = Page(data := flickr8k_zip(images=200), delay=0.02)
+        job = {"work": "fetch", "url": server.url("/f.zip"), "images": 200}
+        (expected,) = jobs.run({**job, "folder": str(tmp_path / "whole" / "flickr8k")})
+        assert expected["status"] == "done", expected
+        server.asked.clear()
+        anew = killed_runs(jobs, {**job, "folder": str(folder)}, expected["seconds"], folder)
+        (answer,) = jobs.run({**job, "folder": str(folder)})
+        asked = [int(wanted[6:-1]) if wanted else 0 for _, wanted in server.asked]
+    assert answer["files"] == expected["files"]
+    if not anew:
+        assert asked == sorted(asked) and 0 < asked[-1] < len(data)  # each goes on where the one before was killed
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["flickr8k", "flickr8k.download"]
+
+
+def test_saving_checkpoints(jobs, tmp_path) -> None:
+    """What is there after a kill is one checkpoint whole, or is refused by its hash; never a mixture."""
+    folder, seen = tmp_path / "checkpoint", []
+    (timed,) = jobs.run({"work": "save", "folder": str(folder), "first": 1, "count": 30})
+    assert timed["status"] == "done", timed
+
+    def look() -> None:
+        (answer,) = jobs.run({"work": "load", "folder": str(folder)})
+        if answer["status"] == "done":
+            numbers = set(answer["found"]) - {0.0}  # frozen parts and padding
+            assert numbers <= {float(answer["number"])}
+        else:
+            assert answer["status"] == "refused" and "SHA-256 differs" in answer["message"], answer
+        seen.append(answer["status"])
+
+    job = {"work": "save", "folder": str(folder), "first": 31, "count": 900}
+    killed_runs(jobs, job, timed["seconds"], folder, look)
+    left = age_what_was_left(folder)
+    jobs.run({"work": "save", "folder": str(folder), "first": 7, "count": 1})
+    (answer,) = jobs.run({"work": "load", "folder": str(folder)})
+    assert answer["status"] == "done" and answer["number"] == 7 and 7.0 in answer["found"]
+    assert len(seen) == KILLS and not any(path.exists() for path in left)
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors", "vocabulary.json", "config.json", "training.json",
+    }  # fmt: skip

@@ -1,0 +1,272 @@
+"""Scores against the official programs, against nltk, and against what a hand can compute."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import java_metrics, metrics
+from helpers.errors import CaptioningError
+from helpers.metrics import evaluate, score_images
+
+FAST = ("BLEU", "ROUGE-L", "CIDEr")
+COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "pink", "gold", "tan", "dark", "small")
+REFERENCES = {f"{n}.jpg": [f"a {c} dog runs on the grass", f"the {c} dog is running"] for n, c in enumerate(COLOURS)}
+HYPOTHESES = {image: captions[0].replace("grass", "sand") for image, captions in REFERENCES.items()}
+
+
+@pytest.fixture(scope="module")
+def official(root: Path) -> dict:
+    path = root.parent / "shared" / "metrics" / "coco_caption_reference.json"
+    if not path.is_file():
+        pytest.skip("the official scores are not here")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", ["human", "weak"])
+def test_official_scores_without_java(official: dict, case: str) -> None:
+    given, wanted = official["cases"][case], official["scores"][case]
+    scores = evaluate(given["references"], given["hypotheses"], FAST)
+    for metric, value in scores.items():
+        assert value == pytest.approx(wanted[metric], abs=1e-6), metric
+
+
+@pytest.mark.skipif(java_metrics.no_java() is not None, reason="needs Java")
+def test_meteor_is_official(official: dict) -> None:
+    given, wanted = official["cases"]["human"], official["scores"]["human"]
+    assert evaluate(given["references"], given["hypotheses"], ["METEOR"])["METEOR"] == pytest.approx(
+        wanted["METEOR"], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "hypotheses",
+    [["a dog runs on the grass", "two men"], ["a dog", "men"], ["dog", "cat"], ["", "a dog"], ["x y z w", "v"]],
+)
+def test_bleu_of_few_and_short_captions_is_coco_captions(hypotheses: list[str]) -> None:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    references = {"1": ["a dog runs on the green grass", "the dog is running"], "2": ["two men sit", "a dog"]}
+    given = dict(zip(references, hypotheses, strict=True))
+    wanted, each = Bleu(4).compute_score(references, {i: [c] for i, c in given.items()}, verbose=0)
+    scored = score_images(references, given, ["BLEU"])
+    assert [scored.scores()[name] for name in metrics.BLEU] == pytest.approx(wanted, abs=1e-9)
+    alone = scored.per_image()
+    for n, name in enumerate(metrics.BLEU):
+        assert alone[name].tolist() == pytest.approx(each[n], abs=1e-9)
+
+
+def test_bleu_by_hand() -> None:
+    # 6 of 7 words match (the third "the" is clipped away), 5 of 6 pairs; 7 words, as the closest reference has
+    references = {"1": ["the cat is on the mat now", "a cat on a mat"]}
+    scores = evaluate(references, {"1": "the the cat on the mat now"}, ["BLEU-1", "BLEU-2"])
+    assert scores["BLEU-1"] == pytest.approx(6 / 7)
+    assert scores["BLEU-2"] == pytest.approx(math.sqrt(6 / 7 * 5 / 6))
+
+
+def test_brevity_penalty_takes_the_closest_reference_and_the_shorter_of_two() -> None:
+    close = evaluate({"1": ["a b c d e", "a b c d e f g h"]}, {"1": "a b c d"}, ["BLEU-1"])["BLEU-1"]
+    assert close == pytest.approx(math.exp(1 - 5 / 4))
+    tie = evaluate({"1": ["a b c d e f", "a b c d"]}, {"1": "a b c d e"}, ["BLEU-1"])["BLEU-1"]
+    assert tie == pytest.approx(1.0)  # lengths 4 and 6 are as close to 5; 4 asks for no penalty
+
+
+def test_bleu_equals_nltk_where_captions_are_long_enough() -> None:
+    from nltk.translate.bleu_score import corpus_bleu
+
+    refs = [[caption.split() for caption in captions] for captions in REFERENCES.values()]
+    hyps = [caption.split() for caption in HYPOTHESES.values()]
+    scores = evaluate(REFERENCES, HYPOTHESES, ["BLEU"])
+    for n, name in enumerate(metrics.BLEU, 1):
+        assert scores[name] == pytest.approx(corpus_bleu(refs, hyps, weights=[1 / n] * n), abs=1e-6)
+
+
+def test_scoring_prints_and_warns_nothing(capsys: pytest.CaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = evaluate(REFERENCES, dict.fromkeys(REFERENCES, "zebra"), FAST)
+        evaluate(REFERENCES, dict.fromkeys(REFERENCES, ""), FAST)
+    out = capsys.readouterr()
+    assert out.out == out.err == ""
+    assert max(scores.values()) < 1e-3
+
+
+def test_case_and_punctuation_do_not_matter() -> None:
+    loud = {image: f'"{caption.upper()}" !' for image, caption in HYPOTHESES.items()}
+    assert evaluate(REFERENCES, loud, FAST) == evaluate(REFERENCES, HYPOTHESES, FAST)
+
+
+def test_a_caption_equal_to_a_reference_scores_highest() -> None:
+    scores = evaluate(REFERENCES, {image: captions[0] for image, captions in REFERENCES.items()}, FAST)
+    assert [scores[name] for name in metrics.BLEU] == pytest.approx([1.0] * 4, abs=1e-6)
+    assert scores["ROUGE-L"] == pytest.approx(1.0)
+    assert scores["CIDEr"] > evaluate(REFERENCES, HYPOTHESES, FAST)["CIDEr"] > 0.5
+
+
+def test_cider_on_few_images_is_refused_with_the_reason(caplog, monkeypatch) -> None:
+    monkeypatch.setattr(java_metrics, "no_java", lambda: "not wanted here")
+    few = {image: REFERENCES[image] for image in list(REFERENCES)[: metrics.MIN_IMAGES_FOR_CIDER - 1]}
+    hypotheses = {image: HYPOTHESES[image] for image in few}
+    with pytest.raises(CaptioningError, match="at least 10 images, and there are 9"):
+        evaluate(few, hypotheses, ["CIDEr"])
+    with caplog.at_level("WARNING"):
+        scored = score_images(few, hypotheses, None)
+    assert scored.scores()["CIDEr"] is None and scored.scores()["BLEU-1"] > 0.5
+    assert [r.message for r in caplog.records if "CIDEr" in r.message] == [scored.skipped["CIDEr"]]
+
+
+def test_without_java_meteor_is_skipped_in_one_line(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    java_metrics.no_java.cache_clear()
+    try:
+        with caplog.at_level("WARNING"):
+            scores = evaluate(REFERENCES, HYPOTHESES)
+    finally:
+        monkeypatch.undo()
+        java_metrics.no_java.cache_clear()
+    assert scores["METEOR"] is None and scores["CIDEr"] > 0
+    (record,) = caplog.records
+    assert "\n" not in record.message and "METEOR skipped" in record.message and "apt-get install" in record.message
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("case $1 in -version) exit 0;; esac\necho 'Error: no memory' >&2\nexit 3", "exit status 3: Error: no memory"),
+        ("case $1 in -version) exit 0;; esac\nwhile :; do sleep 1; done", "no answer in 1 seconds"),
+        ("case $1 in -version) exit 0;; esac\necho 1.0 2.0", "failed"),
+        ("case $1 in -version) exit 0;; esac\nwhile read line; do echo none; done", "failed"),
+        ("exit 1", "does not run"),
+    ],
+)
+def test_a_java_that_fails_or_hangs_stops_meteor_alone(monkeypatch, tmp_path, script: str, message: str) -> None:
+    fake = tmp_path / "java"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    java_metrics.no_java.cache_clear()
+    try:
+        with pytest.raises(CaptioningError, match=message):
+            java_metrics.meteor_counts({"1": ["a dog"]}, {"1": "a dog"}, timeout=1)
+    finally:
+        monkeypatch.undo()
+        java_metrics.no_java.cache_clear()
+
+
+def test_meteor_of_counts_by_hand() -> None:
+    counts = np.zeros(23)
+    counts[:4] = [4, 5, 2, 2]  # 4 words, 5 in the reference, 2 function words in each
+    counts[4:8] = [2, 2, 1, 1]  # exact matches: 2 content words and 1 function word on both sides
+    counts[20:] = [2, 3, 3]  # in 2 pieces, 3 words on each side
+    precision, recall = 1.75 / (0.75 * 2 + 0.25 * 2), 1.75 / (0.75 * 3 + 0.25 * 2)
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    assert java_metrics.meteor_from_counts(counts) == pytest.approx(mean * (1 - 0.6 * (2 / 3) ** 0.2))
+    assert java_metrics.meteor_from_counts(np.zeros((2, 23))).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.skipif(java_metrics.no_java() is not None, reason="needs Java")
+def test_meteor_equals_pycocoevalcap_on_odd_captions() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    hypotheses = {**HYPOTHESES, "0.jpg": "", "1.jpg": "zzz", "2.jpg": REFERENCES["2.jpg"][0], "3.jpg": "dog"}
+    scored = score_images(REFERENCES, hypotheses, ["METEOR"])
+    wanted, each = Meteor().compute_score(REFERENCES, {image: [caption] for image, caption in hypotheses.items()})
+    assert scored.scores()["METEOR"] == pytest.approx(wanted, abs=1e-9)
+    assert scored.per_image()["METEOR"].tolist() == pytest.approx(each, abs=1e-9)
+
+
+def test_spice_is_never_unasked_and_downloads_nothing(monkeypatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("SPICE tried to download")
+
+    monkeypatch.setattr("urllib.request.urlretrieve", no_network)
+    assert "SPICE" not in metrics.METRICS
+    scores = evaluate(REFERENCES, HYPOTHESES, ["SPICE", "BLEU-1"])
+    assert scores["BLEU-1"] > 0.5
+    assert scores["SPICE"] is None  # neither its language models nor, perhaps, Java are here
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        ({"a": ["x"]}, {}, "hypotheses is empty"),
+        ({"a": ["x"]}, {"a": "x", "b": "y"}, "no reference captions, the first is 'b'"),
+        ({"a": ["x"], "b": ["y"]}, {"a": "x"}, "no caption to score, the first is 'b'"),
+        ({"a": []}, {"a": "x"}, "no reference captions"),
+        ({"a": "x"}, {"a": "x"}, "should be a list"),
+        ({"a": ["x"]}, {"a": ["x", "y"]}, "exactly one caption"),
+    ],
+)
+def test_bad_input_is_named(references: dict, hypotheses: dict, message: str) -> None:
+    with pytest.raises(CaptioningError, match=message):
+        evaluate(references, hypotheses, ["BLEU"])
+
+
+def test_an_unknown_metric_is_named_with_the_nearest() -> None:
+    with pytest.raises(CaptioningError, match="Did you mean 'CIDEr'"):
+        evaluate(REFERENCES, HYPOTHESES, ["CIDER"])
+
+
+def test_importing_metrics_loads_nothing_heavy(root: Path) -> None:
+    heavy = ("torch", "nltk", "pandas", "pycocoevalcap", "matplotlib", "transformers")
+    code = f"import sys, helpers.metrics, helpers.significance\nprint([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert out.stdout.strip() == "[]"
+
+
+def write(folder: Path) -> tuple[Path, Path]:
+    hypotheses, references = folder / "h.tsv", folder / "r.tsv"
+    hypotheses.write_text("".join(f"{i}\t{c}\n" for i, c in HYPOTHESES.items()))
+    lines = [f"{image}#{n}\t{c}\r\n" for image, captions in REFERENCES.items() for n, c in enumerate(captions)]
+    references.write_text("\ufeff" + "".join(lines), encoding="utf-8", newline="")
+    return hypotheses, references
+
+
+def test_the_command_prints_one_json_object(root: Path, tmp_path: Path) -> None:
+    hypotheses, references = write(tmp_path)
+    out = subprocess.run(
+        [sys.executable, "-m", "helpers.metrics", "--hypotheses", hypotheses, "--references", references,
+         "--metrics", *FAST, "--intervals", "--json"],
+        capture_output=True, text=True, check=True, cwd=root,
+    )  # fmt: skip
+    result = json.loads(out.stdout)
+    wanted = evaluate(REFERENCES, HYPOTHESES, FAST)
+    assert result["images"] == 12
+    assert {name: result[name] for name in wanted} == pytest.approx(wanted)
+    low, high = result["intervals"]["BLEU-4"]
+    assert low <= result["BLEU-4"] <= high
+
+
+def test_the_command_names_a_bad_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    hypotheses, references = write(tmp_path)
+    hypotheses.write_text("0.jpg\ta dog\n1.jpg a cat\n")
+    assert metrics.main(["--hypotheses", str(hypotheses), "--references", str(references)]) == 2
+    assert "line 2: expected image<TAB>caption" in capsys.readouterr().err
+
+
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    hypotheses, references = write(tmp_path)
+    arguments = ["--hypotheses", str(hypotheses), "--references", str(references), "--metrics", *FAST]
+    assert metrics.main(arguments) == 0
+    header, line, row = capsys.readouterr().out.strip().split("\n")
+    assert header.split(" | ")[1:] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr |"]
+    assert line.count("---:") == 6 and f"{evaluate(REFERENCES, HYPOTHESES, FAST)['CIDEr']:.3f}" in row
+    assert "[" not in row
+    assert metrics.main([*arguments, "--intervals"]) == 0
+    assert capsys.readouterr().out.strip().split("\n")[2].count("[") == 6  # an interval behind each score
+
+
+def test_the_command_refuses_an_interval_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    hypotheses, references = tmp_path / "h.tsv", tmp_path / "r.tsv"
+    hypotheses.write_text("0.jpg\ta dog\n")
+    references.write_text("0.jpg\ta dog\n0.jpg\ta big dog\n")
+    arguments = ["--hypotheses", str(hypotheses), "--references", str(references), "--metrics", "BLEU", "--intervals"]
+    assert metrics.main(arguments) == 2
+    assert "at least two images" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""The notebooks as stored: executed, in order, small, and with outputs that nbval really compares.
+
+That their cells run is nbval's part, in the same pytest run. The first half tries the judge itself on notebooks with
+one fault each.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from build_notebook import build
+from notebook_tools import FOLDER, MIN_COMPARED, clean, compared_cells, execute, faults, find_notebooks
+from refresh_notebooks import refresh
+
+SOURCE = """
+# %% [markdown]
+# # A small notebook
+# with two lines
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("one")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+1 + 1
+
+# %%
+# NBVAL_CHECK_OUTPUT
+import os
+os.environ.get("COLOUR", "three")
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A notebook without a fault, as if it had been executed."""
+    book = build(SOURCE)
+    for number, (cell, text) in enumerate(zip(book.cells[1:], ("one", "2", "'three'"), strict=True), start=1):
+        cell.execution_count = number
+        cell.outputs = [nbformat.v4.new_output("stream", text=text + "\n")]
+    path = tmp_path / "good.ipynb"
+    nbformat.write(book, path)
+    return path
+
+
+def spoil(path: Path, change) -> list[str]:
+    """Returns the faults found after `change` was applied to the notebook."""
+    book = nbformat.read(path, as_version=4)
+    change(book)
+    nbformat.write(book, path)
+    return faults(path)
+
+
+def test_percent_format_becomes_cells() -> None:
+    book = build(SOURCE)
+    assert [cell.cell_type for cell in book.cells] == ["markdown", "code", "code", "code"]
+    assert book.cells[0].source == "# A small notebook\nwith two lines"
+    assert book.cells[2].source == "# NBVAL_CHECK_OUTPUT\n1 + 1"
+
+
+def test_a_good_notebook_has_no_fault(good: Path) -> None:
+    assert faults(good) == []
+
+
+def clear(book):
+    for cell in book.cells[1:]:
+        cell.outputs = []
+
+
+def never_run(book):
+    book.cells[2].execution_count = None
+
+
+def out_of_order(book):
+    book.cells[1].execution_count, book.cells[2].execution_count = 2, 1
+
+
+def run_later(book):
+    for cell in book.cells[1:]:
+        cell.execution_count += 4
+
+
+def error(book):
+    book.cells[1].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="no", traceback=["no"]))
+
+
+def warning(book):
+    book.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="DeprecationWarning"))
+
+
+def widgets(book):
+    book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
+
+
+def widget_view(book):
+    data = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "FileUpload()"}
+    book.cells[1].outputs.append(nbformat.v4.new_output("display_data", data=data))
+
+
+def long_cell(book):
+    book.cells[1].source = "\n".join(f"x{i} = {i}" for i in range(41))
+
+
+def heavy(book):
+    book.cells[1].outputs[0].text = "a" * 1_100_000
+
+
+def private_path(book):
+    book.cells[1].outputs[0].text = "saved to /home/ada/course/build"
+
+
+def unmarked(book):
+    book.cells[1].source = "print('one')"
+
+
+def explained_marker(book):
+    book.cells[1].source = "# NBVAL_CHECK_OUTPUT because it is deterministic\nprint('one')"
+
+
+def only_a_picture(book):
+    book.cells[1].outputs = [nbformat.v4.new_output("display_data", data={"image/png": "aGVsbG8="})]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (clear, "outputs were cleared"),
+        (never_run, "1 of 3 code cells were never executed"),
+        (out_of_order, "in order"),
+        (run_later, "in order"),
+        (error, "an error is stored"),
+        (warning, "standard error"),
+        (widgets, "widget state"),
+        (widget_view, "widget state"),
+        (long_cell, "cell 2 has 41 lines"),
+        (heavy, "1.1 MB"),
+        (private_path, "folder of one machine"),
+        (unmarked, "2 cells is compared, fewer than 3"),
+        (explained_marker, "a marker stands alone"),
+        (only_a_picture, "2 cells is compared, fewer than 3"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or "message",
+)
+def test_each_fault_is_named(good: Path, change, message: str) -> None:
+    assert message in "; ".join(spoil(good, change))
+
+
+def test_cleaning_twice_changes_nothing_more(good: Path) -> None:
+    book = nbformat.read(good, as_version=4)
+    widgets(book)
+    widget_view(book)
+    book.cells[1].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
+    picture = {"image/png": {"alt": "A cat.", "width": 640}, "needs_background": "light"}
+    book.cells[1].outputs.append(nbformat.v4.new_output("display_data", data={"image/png": "aGk="}, metadata=picture))
+    once = nbformat.writes(clean(book))
+    assert once == nbformat.writes(clean(nbformat.reads(once, as_version=4)))
+    assert "widget" not in once and "2026" not in once and "FileUpload()" in once
+    assert '"alt": "A cat."' in once and "640" not in once and "needs_background" not in once
+
+
+def test_refresh_stores_outputs_and_repeats_itself(tmp_path: Path) -> None:
+    path = tmp_path / "fresh.ipynb"
+    nbformat.write(build(SOURCE), path)
+    assert faults(path)
+    assert refresh(path) == []
+    first = path.read_bytes()
+    assert compared_cells(nbformat.read(path, as_version=4)) == 3
+    assert refresh(path) == []
+    assert path.read_bytes() == first
+
+
+def test_a_failing_cell_is_reported_and_the_file_kept(tmp_path: Path) -> None:
+    path = tmp_path / "broken.ipynb"
+    nbformat.write(build("# %%\nbefore = 1\n\n# %%\nraise ValueError('the reason')\n\n# %%\nafter = 1"), path)
+    before = path.read_bytes()
+    assert "the reason" in "".join(refresh(path))
+    assert path.read_bytes() == before
+    seen = []
+    book, failure = execute(path, lambda done, total: seen.append((done, total)), COLOUR="red")
+    assert "ValueError" in str(failure) and seen[0] == (1, 3)
+    assert book.cells[2].execution_count is None  # nothing ran after the failure
+
+
+def test_nbval_compares_what_is_marked_and_nothing_else(good: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml", good]
+    command.insert(-1, f"--nbval-sanitize-with={root / 'tests/nbval_sanitize.cfg'}")
+
+    def run() -> str:
+        return subprocess.run(command, capture_output=True, text=True, cwd=good.parent).stdout
+
+    book = nbformat.read(good, as_version=4)
+    book.cells[2].outputs = [nbformat.v4.new_output("execute_result", data={"text/plain": "2"}, execution_count=2)]
+    book.cells[3].outputs = [nbformat.v4.new_output("execute_result", data={"text/plain": "'blue'"}, execution_count=3)]
+    nbformat.write(book, good)
+    output = run()
+    assert "1 failed" in output and "2 passed" in output and "blue" in output  # the third cell says 'three'
+    book.cells[3].source = book.cells[3].source.replace("# NBVAL_CHECK_OUTPUT\n", "")
+    nbformat.write(book, good)
+    assert "3 passed" in run()
+
+
+def test_the_notebooks_are_numbered_without_a_gap() -> None:
+    numbers = [path.name[:2] for path in find_notebooks()]
+    assert numbers, "notebooks/ holds no notebook"
+    assert numbers == [f"{number:02d}" for number in range(len(numbers))]
+
+
+@pytest.mark.parametrize("path", find_notebooks(solutions=True), ids=lambda path: path.stem)
+def test_a_notebook_is_fit_to_be_read(path: Path) -> None:
+    solution = path.parent != FOLDER  # solutions check themselves with assert, so they compare no output
+    assert faults(path, least_compared=0 if solution else MIN_COMPARED) == []

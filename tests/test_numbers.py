@@ -1,0 +1,210 @@
+"""Numbers stay honest: what explodes or overflows stops or is skipped, and precision changes no caption."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from helpers.captioner import Captioner, available
+from helpers.decoding import decode
+from helpers.errors import CaptioningError
+from helpers.objectives import CrossEntropy
+from helpers.stability import OVERFLOWS, Watch
+from helpers.training import make_accelerator, run_stage
+from helpers.training_state import load_state
+from tests.toy_captioners import QUICK, small_model, small_run, world
+
+
+def spoil_after(epochs: int, spoil) -> object:
+    """A callback that calls `spoil` when so many epochs are done."""
+    done = []
+
+    def callback(row: dict) -> None:
+        done.append(row)
+        if len(done) == epochs:
+            spoil()
+
+    return callback
+
+
+def assert_names_everything(message: str, folder) -> None:
+    assert "step 7 (epoch 3)" in message and f"{folder / 'stage1-last.safetensors'}" in message
+    assert any(image in message for image in world("t")) and "before the weights were changed" in message
+    model = small_model()
+    load_state(folder / "stage1-last.safetensors", model)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_an_exploding_loss_stops_although_it_is_a_number(tmp_path) -> None:
+    run = small_run(tmp_path)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            run.model.output.weight.mul_(1e5)
+
+    with pytest.raises(CaptioningError, match="has exploded") as caught:
+        run_stage(run, {**QUICK, "epochs": 4}, callback=spoil_after(2, spoil))
+    assert_names_everything(str(caught.value), tmp_path)
+
+
+def test_a_learning_rate_that_is_far_too_high_is_stopped(tmp_path) -> None:
+    with pytest.raises(CaptioningError, match="The loss (has exploded|is (nan|inf))"):
+        run_stage(small_run(tmp_path), {**QUICK, "epochs": 20, "learning_rate": 1e4, "clip": 1e9})
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, monkeypatch) -> None:
+    run, original, spoilt = small_run(tmp_path), CrossEntropy.__call__, []
+
+    def objective(self, model, batch):
+        loss, tokens, figures = original(self, model, batch)
+        if spoilt and model.training:
+            loss = loss + (run.model.output.weight.sum() * 0).sqrt()  # the value is 0, the slope infinite
+        return loss, tokens, figures
+
+    monkeypatch.setattr(CrossEntropy, "__call__", objective)
+    with pytest.raises(CaptioningError, match="The loss is a number, but its gradient is nan") as caught:
+        run_stage(run, {**QUICK, "epochs": 4}, callback=spoil_after(2, lambda: spoilt.append(1)))
+    assert_names_everything(str(caught.value), tmp_path)
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+
+
+def test_a_healthy_loss_is_let_through(tmp_path) -> None:
+    """The limit is far above what an untrained model, a smoothed loss or a self-critical one has."""
+    watch = Watch("cross_entropy", 3000, False, tmp_path / "none")
+    for value in (8.0, 12.0, 60.0):
+        watch.loss(torch.tensor(value), 0, 0, ["a.jpg"])
+    Watch("self_critical", 3000, False, tmp_path / "none").loss(torch.tensor(-300.0), 0, 0, ["a.jpg"])
+    with pytest.raises(CaptioningError, match="there is no checkpoint"):
+        watch.loss(torch.tensor(81.0), 0, 0, ["a.jpg"])
+
+
+# -- fp16 ---------------------------------------------------------------------------------------------------------
+
+
+class Half(Accelerator):
+    """fp16's loss scaling, by PyTorch's own GradScaler, on a processor without a GPU; the products stay in fp32."""
+
+    mixed_precision = "fp16"
+
+    def __init__(self) -> None:
+        make_accelerator("no")  # whatever a test before has left
+        super().__init__(mixed_precision="no")
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+    def autocast(self, *args, **kwargs):
+        return contextlib.nullcontext()
+
+
+def overflowing(run, steps: range) -> None:
+    """Makes the gradients of these backward passes infinite, as too large a scale does."""
+    count = iter(range(10**9))
+    run.model.output.weight.register_hook(lambda g: g * float("inf") if next(count) in steps else g)
+
+
+def test_an_overflow_is_skipped_and_the_scale_lowered(tmp_path) -> None:
+    run, half = small_run(tmp_path), Half()
+    overflowing(run, range(2))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    history = run_stage(run, {**QUICK, "epochs": 4}, accelerator=half)
+    assert half.scaler.get_scale() == 2.0**14 and len(history) == 4
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    after = run.model.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not torch.equal(before["output.weight"], after["output.weight"])
+
+
+def test_a_resumed_run_goes_on_with_the_same_scale(tmp_path) -> None:
+    whole, half = small_run(tmp_path / "whole"), Half()
+    overflowing(whole, range(2))
+    expected = run_stage(whole, QUICK, accelerator=half)
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    broken = small_run(tmp_path / "broken")
+    overflowing(broken, range(2))
+    with pytest.raises(Killed):
+        run_stage(broken, QUICK, accelerator=Half(), callback=spoil_after(1, kill))
+    resumed, again = small_run(tmp_path / "broken"), Half()
+    history = run_stage(resumed, QUICK, accelerator=again)
+    assert again.scaler.state_dict() == half.scaler.state_dict()
+    assert [row["dev_loss"] for row in history] == [row["dev_loss"] for row in expected]
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_endless_overflow_stops(tmp_path) -> None:
+    run = small_run(tmp_path)
+    overflowing(run, range(10**6))
+    with pytest.raises(CaptioningError, match=f"fp16 overflowed {OVERFLOWS + 1} times in a row"):
+        run_stage(run, {**QUICK, "epochs": 30}, accelerator=Half())
+
+
+def test_a_precision_that_cannot_be_used_is_named() -> None:
+    with pytest.raises(CaptioningError, match="mixed_precision 'fp12' cannot be used here"):
+        make_accelerator("fp12")
+    assert make_accelerator("no").mixed_precision == "no"  # and the next one is not spoilt
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_fp16_without_a_gpu_is_said_to_be_fp32(capsys) -> None:
+    assert make_accelerator("fp16").mixed_precision == "no"
+    assert "this run is in fp32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_fp16_on_a_gpu_learns_and_ends_finite(tmp_path) -> None:
+    run, half = small_run(tmp_path), make_accelerator("fp16")
+    history = run_stage(run, {**QUICK, "epochs": 6}, accelerator=half)
+    assert half.scaler is not None and history[-1]["train_loss"] < history[0]["train_loss"]
+    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+
+
+# -- another precision, another device ----------------------------------------------------------------------------
+
+
+def captions(model, features) -> tuple[list[str], list[float]]:
+    groups = decode(model, features, "beam", beam_size=3, max_length=10)
+    return [model.tokenizer.decode(group[0].tokens) for group in groups], [group[0].log_prob for group in groups]
+
+
+@pytest.mark.parametrize("name", ["ShowAndTell", "ShowAttendTell"])
+def test_another_precision_gives_the_same_captions(name, tmp_path) -> None:
+    """Trained until its choices are clear, as a caption that hangs on the last bit may differ."""
+    run = small_run(tmp_path, name)
+    settings = {**QUICK, "epochs": 6, "images_per_batch": 3, "learning_rate": 0.05}
+    run_stage(run, settings, accelerator=make_accelerator("no"))
+    features = run.views[0][list(run.dev)]
+    said, log_probs = captions(run.model, features)
+    doubled = captions(run.model.double(), features.double())
+    assert doubled[0] == said and doubled[1] == pytest.approx(log_probs, abs=1e-4)
+    if name == "ShowAndTell":
+        halved = captions(run.model.bfloat16(), features.bfloat16())
+        assert halved[0] == said and halved[1] == pytest.approx(log_probs, abs=0.2)
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_shipped_captioner_says_the_same_in_double_precision(name, samples) -> None:
+    captioner = Captioner.load(name)
+    from helpers.images import open_image
+
+    with captioner.encoder.full_precision():
+        features = captioner.encoder.encode([open_image(path) for path in samples[:3]], captioner.feature_kind)
+    single = captioner.decode(features)
+    captioner.model.double()
+    double = captioner.decode(features.double())
+    assert [group[0].tokens for group in single] == [group[0].tokens for group in double]
+    assert [g[0].log_prob for g in single] == pytest.approx([g[0].log_prob for g in double], abs=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", available())
+def test_a_shipped_captioner_says_the_same_on_a_gpu(name, samples) -> None:
+    one, other = (Captioner.load(name, device).caption(list(samples)) for device in ("cpu", "cuda"))
+    assert sum(a.caption == b.caption for a, b in zip(one, other, strict=True)) >= len(samples) - 1

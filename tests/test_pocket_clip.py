@@ -1,0 +1,249 @@
+"""PocketCLIP: saved whole or refused, padding without effect, trained in small, zero-shot, and the shipped one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from helpers import pocket_clip
+from helpers.captioner import CHECKPOINTS
+from helpers.encoders import load_encoder
+from helpers.errors import CaptioningError
+from helpers.pocket_clip import PocketCLIP, Pooling, crop, load_pocket_clip, save_pocket_clip
+from helpers.text import Vocabulary
+from helpers.tune_clip import tune
+from helpers.zero_shot import class_vectors, classify, search
+
+CAPTIONS = ["a dog runs on the grass", "two red boats", "a child with a ball in front of a house"]
+OPTIONS = {"version": 0, "size": 64, "joint": 32, "heads": 4, "width": 16, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def model() -> PocketCLIP:
+    torch.manual_seed(0)
+    return PocketCLIP(Vocabulary.build(CAPTIONS, min_count=1), pretrained=False, **OPTIONS).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> Path:
+    save_pocket_clip(tmp_path, model)
+    return tmp_path
+
+
+def test_a_saved_model_comes_back(model, folder) -> None:
+    again = load_pocket_clip(folder)
+    assert again.config == model.config and not again.training
+    assert F.cosine_similarity(again.text_side(CAPTIONS), model.text_side(CAPTIONS)).min() > 0.9999  # stored as fp16
+    encoder = load_encoder(f"pocket-clip:{folder}")
+    assert encoder.encode_text(CAPTIONS).shape == (3, 32)
+    assert encoder.fingerprint == load_encoder(f"pocket-clip:{folder}").fingerprint
+
+
+def test_the_encoder_gives_what_training_sees(folder) -> None:
+    encoder = load_encoder(f"pocket-clip:{folder}")
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    stem = encoder.features(pixels, "stem")
+    with torch.inference_mode():
+        vectors, grid = encoder.model.image_side(stem)
+    assert grid.shape == (3, encoder.regions, encoder.width)
+    assert F.cosine_similarity(encoder.features(pixels, "embedding"), vectors).min() > 0.999
+    long = encoder.encode_image(pixels, normalise=False)
+    assert torch.allclose(encoder.encode_image(pixels), F.normalize(long, dim=-1), atol=1e-6)
+
+
+def test_a_fingerprint_follows_training(folder) -> None:
+    encoder = load_encoder(f"pocket-clip:{folder}")
+    before = encoder.fingerprint
+    encoder.model.pool.mean.bias.data += 0.1
+    assert encoder.fingerprint != before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "vocabulary.json"])
+def test_swapped_files_are_refused(folder, file) -> None:
+    path = folder / file
+    path.write_bytes(path.read_bytes()[:-2] + b"  ")
+    with pytest.raises(CaptioningError, match=f"{file} is missing or not the file"):
+        load_pocket_clip(folder)
+    path.unlink()
+    with pytest.raises(CaptioningError, match=file):
+        load_encoder(f"pocket-clip:{folder}")
+
+
+def test_another_class_is_refused(folder) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "class": "os.system"}))
+    with pytest.raises(CaptioningError, match="'os.system', not a PocketCLIP"):
+        load_pocket_clip(folder)
+
+
+@pytest.mark.parametrize("changes", [
+    {"options": None}, {"sha256": []}, {"options": {"joint": 10**12}}, {"options": {"joint": "wide"}},
+    {"options": {"width": 8}}, {"options": {"version": 9}},
+])  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_one_message(folder, changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    options = config["options"] | (changes.get("options") or {})
+    (folder / "config.json").write_text(json.dumps({**config, **changes, **({"options": options} if changes.get(
+        "options") else {})}))
+    with pytest.raises(CaptioningError, match="lacks the options|no model has that|do not fit"):
+        load_pocket_clip(folder)
+
+
+def test_padding_never_changes_a_vector(model) -> None:
+    together = model.text_side(CAPTIONS)
+    for caption, vector in zip(CAPTIONS, together, strict=True):
+        assert torch.allclose(model.text_side([caption])[0], vector, atol=1e-5)
+
+
+@pytest.mark.parametrize("caption", ["", "!!!", "zebra quilt", "dog " * 500, "كلب", "\x00\t\n"])
+def test_odd_captions_get_a_vector(model, caption) -> None:
+    vectors = model.text_side([caption, "a dog"])
+    assert vectors.shape == (2, 32) and torch.isfinite(vectors).all()
+
+
+def test_word_order_matters_to_the_text_tower(model) -> None:
+    one, other = model.text_side(["a dog with a ball", "a ball with a dog"])
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+def test_pooling_takes_any_number_of_regions() -> None:
+    torch.manual_seed(0)
+    pool = Pooling(8, 12, 3, 0.0)
+    grid = torch.randn(2, 5, 8)
+    assert pool(grid).shape == (2, 12)
+    assert torch.allclose(pool(grid), pool(grid[:, [4, 2, 0, 1, 3]]), atol=1e-6)  # a set of regions, in any order
+    assert torch.allclose(pool(grid), pool(grid.repeat_interleave(2, dim=1)), atol=1e-6)
+
+
+def test_a_crop_is_a_window_of_the_grid() -> None:
+    stem = torch.arange(14 * 14).view(1, 14, 14, 1)
+    sizes = set()
+    for seed in range(50):
+        part = crop(stem, random.Random(seed))
+        height, width = part.shape[1:3]
+        sizes.add((height, width))
+        assert min(height, width) >= 11 and part[0, 1, 1, 0] - part[0, 0, 0, 0] == 15
+    assert len(sizes) > 5
+
+
+@pytest.fixture
+def scenes(tmp_path, monkeypatch) -> Path:
+    """Forty pictures with captions, in Flickr8k's layout."""
+    from helpers.scenes import generate
+
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
+    return generate(tmp_path / "scenes", images=40, size=64)
+
+
+def test_one_command_trains_and_saves(scenes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
+    config = {
+        "dataset": {"name": "flickr8k", "data_dir": str(scenes)},
+        "model": OPTIONS,
+        "vocabulary": {"min_count": 1},
+        "captioner": {"hidden": 16, "embedding": 8},
+        "training": {"epochs": 2, "images_per_batch": 16, "warmup_steps": 1},
+        "output": str(tmp_path / "run"),
+    }
+    rows = []
+    pocket_clip.train(config, callback=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[1]["word_loss"] < rows[0]["word_loss"]
+    assert load_encoder(f"pocket-clip:{tmp_path / 'run'}").encode_text(["a dog"]).shape == (1, 32)
+    assert "output" not in json.loads((tmp_path / "run" / "training.json").read_text())
+    with open(tmp_path / "run" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+@pytest.mark.parametrize("train_trunk", [False, True], ids=["frozen", "unfrozen"])
+def test_fine_tuning_on_a_dataset(folder, scenes, train_trunk, tmp_path) -> None:
+    from helpers.datasets import load_dataset
+
+    encoder = load_encoder(f"pocket-clip:{folder}")
+    trunk = [parameter.clone() for parameter in encoder.model.trunk.parameters()]
+    options = {"epochs": 2, "images_per_batch": 16, "warmup_steps": 1}
+    result = tune(
+        encoder, load_dataset("flickr8k", scenes), train_trunk=train_trunk, folder=tmp_path / "run", **options
+    )
+    assert result["before"].keys() == result["after"].keys() == {
+        f"{way} R@{k}" for way in ("text-to-image", "image-to-text") for k in (1, 5, 10)
+    }
+    assert result["history"][1]["loss"] < result["history"][0]["loss"]
+    same = [torch.equal(old, new) for old, new in zip(trunk, encoder.model.trunk.parameters(), strict=True)]
+    assert all(same) != train_trunk
+    if train_trunk:
+        assert any(same)  # the first half of the trunk is never trained
+    again = load_encoder(f"pocket-clip:{tmp_path / 'run' / 'model'}")
+    assert F.cosine_similarity(again.encode_text(CAPTIONS), encoder.encode_text(CAPTIONS)).min() > 0.999
+
+
+# --- Zero-shot and search
+
+
+class Words:
+    """An encoder whose texts are one-hot by their last word."""
+
+    logit_scale = 10.0
+    known = ("dog", "cat", "boat")
+
+    def encode_text(self, captions):
+        return torch.eye(3)[[self.known.index(caption.rstrip(".").split()[-1]) for caption in captions]]
+
+
+def test_zero_shot_classes_are_a_softmax_of_cosines() -> None:
+    probabilities = classify(Words(), torch.eye(3) * 5, ["a dog", "a cat", "a boat"])
+    assert torch.allclose(probabilities, (10 * torch.eye(3)).softmax(1))
+    assert torch.allclose(class_vectors(Words(), ["a cat"], ["one {}.", "two {}"]), torch.eye(3)[1:2])
+    for classes, templates in (([], ["{}"]), (["a dog"], ["no braces"]), (["a dog"], [])):
+        with pytest.raises(CaptioningError, match="at least one class"):
+            classify(Words(), torch.eye(3), classes, templates)
+
+
+def test_search_finds_the_nearest_first() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(20, 8)
+    cosines, rows = search(3 * vectors[[4, 7]], vectors, k=3)
+    assert rows[:, 0].tolist() == [4, 7] and torch.allclose(cosines[:, 0], torch.ones(2))
+    assert (cosines.diff(dim=1) <= 0).all()
+    assert search(vectors[:1], vectors[:2], k=5)[1].shape == (1, 2)
+
+
+# --- The shipped checkpoint
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    assert (CHECKPOINTS / "pocket-clip" / "config.json").is_file(), "pocket-clip is part of the course"
+    return load_encoder("pocket-clip")
+
+
+def test_the_shipped_model_meets_its_bar_as_its_card_says(shipped) -> None:
+    scores = json.loads((CHECKPOINTS / "pocket-clip" / "config.json").read_text())["scores"]["flickr8k dev"]
+    assert scores["text-to-image R@10"] >= 0.45 and scores["image-to-text R@10"] >= 0.55
+
+
+def test_the_shipped_model_knows_photos_from_their_captions(shipped, samples) -> None:
+    sentences = {
+        "dog.jpg": "a dog is lying on the grass",
+        "horses.jpg": "horses in a field",
+        "orchestra.jpg": "a group of people are playing music on a stage",
+        "splashing.jpg": "a child is splashing in the water",
+    }
+    photos = [next(path for path in samples if path.name == name) for name in sentences]
+    images = shipped.encode([Image.open(path).convert("RGB") for path in photos], "embedding")
+    nearest = (images @ shipped.encode_text(list(sentences.values())).T).argmax(1)
+    assert (nearest == torch.arange(4)).sum() >= 3
+
+
+def test_the_shipped_model_is_complete_when_copied(shipped, tmp_path) -> None:
+    shutil.copytree(CHECKPOINTS / "pocket-clip", tmp_path / "copy")
+    copy = load_encoder(f"pocket-clip:{tmp_path / 'copy'}")
+    assert copy.fingerprint == shipped.fingerprint
+    assert torch.equal(copy.encode_text(CAPTIONS), shipped.encode_text(CAPTIONS))

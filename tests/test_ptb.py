@@ -1,0 +1,112 @@
+"""Our tokens against Stanford's. `ptb_cases.json` holds what coco-caption with PTBTokenizer 3.4.1 makes of strings."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.java_metrics import no_java
+from helpers.metrics import tokenize
+from helpers.ptb import ptb_tokenize
+
+CASES: dict[str, str] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
+# coco-caption's own list, copied letter by letter: it is the standard that ours has to meet.
+DROPPED = ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+
+
+def official(lines: list[str], folder: Path) -> list[str]:
+    """What coco-caption makes of each line, by the Java program. Each line is followed by one of plain words."""
+    import pycocoevalcap.tokenizer.ptbtokenizer as ptb
+
+    source = folder / "lines.txt"
+    source.write_text("".join(f"{line}\nplain words\n" for line in lines), encoding="utf-8")
+    jar = Path(ptb.__file__).parent / ptb.STANFORD_CORENLP_3_4_1_JAR
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    done = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=True, encoding="utf-8"
+    )
+    kept = (" ".join(w for w in line.rstrip().split(" ") if w not in DROPPED) for line in done.stdout.split("\n")[::2])
+    return [" ".join(line.split()) for line in kept][: len(lines)]
+
+
+def test_every_stored_case_gives_the_official_words() -> None:
+    assert len(CASES) > 1000
+    wrong = {
+        text: " ".join(ptb_tokenize(text)) for text, words in CASES.items() if " ".join(ptb_tokenize(text)) != words
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man's dog isn't on the couch.", "a man 's dog is n't on the couch"),
+        ("They cannot see", "they can not see"),
+        ('A "NO PARKING" sign (red).', "a no parking sign -lrb- red -rrb-"),
+        ("Mr. Smith vs. the U.S. etc.", "mr. smith vs. the u.s. etc."),
+        ("T-shirt, 10-foot, 1/2, $5.99 & 50%", "t-shirt 10-foot 1/2 $ 5.99 & 50 %"),
+        ("It’s a “smart” one…", "it 's a smart one"),
+        ("a dog 😀 runs", "a dog runs"),
+        ("一只狗 كلب", "一只狗 كلب"),
+        ("two dogs\trun\r\nfast", "two dogs run fast"),
+        ("", ""),
+        (" . ", ""),
+    ],
+)
+def test_cases_that_a_reader_can_check(text: str, words: str) -> None:
+    assert " ".join(ptb_tokenize(text)) == words
+    assert tokenize([text, "a dog"]) == [words.split(), ["a", "dog"]]
+
+
+def test_no_token_holds_a_space_or_a_capital() -> None:
+    for text in CASES:
+        for word in ptb_tokenize(text):
+            assert word and not any(char.isspace() for char in word) and word == word.lower()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a!!", "<!a", "a,", "a-", "a'", "a@", "http://", "(", "😀", " ", "x", "1 ", "a. The ", "a.b@"],
+)
+def test_hostile_strings_take_time_in_proportion(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text = piece * (size // len(piece))
+        began = time.process_time()
+        ptb_tokenize.__wrapped__(text)
+        return time.process_time() - began
+
+    seconds(500)
+    short, long = seconds(1_000), seconds(8_000)
+    assert long < 24 * short + 0.2  # a square law would take 64 times as long
+
+
+@pytest.mark.skipif(no_java() is not None, reason="needs Java")
+def test_the_stored_cases_are_what_java_says(tmp_path: Path) -> None:
+    lines = list(CASES)
+    assert official(lines, tmp_path) == [CASES[line] for line in lines]
+
+
+@pytest.mark.skipif(no_java() is not None, reason="needs Java")
+def test_random_sentences_agree_with_java(tmp_path: Path) -> None:
+    rng = random.Random(20)
+    words = ["a", "The", "dog", "man's", "isn't", "t-shirt", "U.S.", "Mr.", "5", "1/2", "$5", "p.m.", "can't", "red,",
+             "blue.", "boys'", "“hi”", "&", "John's", "10-year-old"]  # fmt: skip
+    marks = ["", "", "", "", ".", ",", "!", "?", "'s", '"', ":", ";", "...", " -", " --"]
+    lines = [" ".join(rng.choice(words) + rng.choice(marks) for _ in range(rng.randint(1, 12))) for _ in range(500)]
+    ours = [" ".join(ptb_tokenize(line)) for line in lines]
+    assert ours == official(lines, tmp_path)
+
+
+def test_flickr8k_captions_agree_with_java(tmp_path: Path, root: Path) -> None:
+    folder = root.parent / "shared" / "flickr8k"
+    if not folder.is_dir() or no_java():
+        pytest.skip("needs Flickr8k and Java")
+    from helpers.datasets import load_dataset
+
+    lines = sorted({" ".join(caption.split()) for caption in load_dataset("flickr8k", folder).captions("dev")})
+    assert [" ".join(ptb_tokenize(line)) for line in lines] == official(lines, tmp_path)

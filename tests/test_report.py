@@ -1,0 +1,122 @@
+"""The report on a dataset: its figures on a set small enough to count by hand, and the faults that it must find."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+
+from helpers import report as reports
+from helpers.datasets import Dataset, load_dataset
+from helpers.images import open_image
+from helpers.report import BITS, NEAR, dataset_report, main, near_duplicates, perceptual_hash
+
+FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
+
+
+def photo(seed: int, size: int = 96) -> Image.Image:
+    """Returns soft random shapes, as different between seeds as photos are."""
+    values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def small_dataset(folder: Path) -> Dataset:
+    rows = [
+        ("a.jpg", "A dog runs.", "train"), ("a.jpg", "a Dog runs", "train"), ("b.jpg", "Two dogs run fast!", "train"),
+        ("b.jpg", "A dog, a dog.", "train"), ("c.jpg", "A cat sits.", "dev"), ("c.jpg", "The dog", "dev"),
+        ("d.jpg", "One caption only", "dev"), ("e.jpg", "x", ""),
+    ]
+    for number, name in enumerate("abcde"):
+        photo(number).save(folder / f"{name}.jpg")
+    return Dataset("small", pd.DataFrame(rows, columns=["image", "caption", "split"]), folder)
+
+
+def test_figures_counted_by_hand(tmp_path):
+    report = dataset_report(small_dataset(tmp_path))
+    train, dev = report.counts.loc["train"], report.counts.loc["dev"]
+    assert (train.images, train.captions, train.captions_per_image, train.fewest, train.most) == (2, 4, 2, 2, 2)
+    assert (train.words, train.longest, train.vocabulary, train.repeated) == (3.5, 4, 7, 1)  # 14 words in 4 captions
+    assert (dev.images, dev.fewest, dev.most, dev.vocabulary) == (2, 1, 2, 8)
+    assert train.new_words == 0 and dev.new_words == pytest.approx(6 / 8)  # all but "a" and "dog"
+    assert report.counts.loc["all", "captions"] == 7
+    assert report.lengths.values.tolist() == [["train", 3, 2], ["train", 4, 2], ["dev", 2, 1], ["dev", 3, 2]]
+    assert report.words.head(2).values.tolist() == [["a", 4], ["dog", 4]]
+    assert report.growth.iloc[0].tolist() == [0, 0, 0] and report.growth.iloc[-1].tolist() == [4, 7, 2]
+    assert (report.growth.diff().dropna() >= 0).all(axis=None)
+    assert report.findings.values.tolist() == [["few captions", "d.jpg", "1, where most images have 2"]]
+    assert "few captions: 1" in str(report)
+
+
+def test_missing_unreadable_and_near_duplicate_images_are_found(tmp_path):
+    dataset = small_dataset(tmp_path)
+    (tmp_path / "b.jpg").unlink()
+    (tmp_path / "c.jpg").write_bytes((tmp_path / "c.jpg").read_bytes()[:700])
+    smaller = photo(0).resize((61, 47)).filter(ImageFilter.GaussianBlur(1))
+    smaller.save(tmp_path / "d.jpg", quality=40)  # in dev; the same photo as a.jpg in train
+    photo(0).save(tmp_path / "e.jpg")
+    findings = dataset_report(dataset).findings
+    found = {(row.kind, row.image): row.detail for row in findings.itertuples()}
+    assert set(found) == {("few captions", "d.jpg"), ("missing", "b.jpg"), ("unreadable", "c.jpg"),
+                          ("near-duplicate", "a.jpg"), ("near-duplicate", "d.jpg")}
+    assert "c.jpg cannot be decoded" in found["unreadable", "c.jpg"]
+    assert set(findings[findings.image == "a.jpg"].detail.str.extract(r"like (.+) in (.+) \(")[0]) == {"d.jpg", "e.jpg"}
+    assert dataset_report(dataset, check_images=False).findings.kind.tolist() == ["few captions"]
+
+
+def test_clean_images_are_said_to_be_clean(tmp_path):
+    dataset = small_dataset(tmp_path)
+    dataset.table = dataset.table[dataset.table.image.isin(["a.jpg", "b.jpg"])]
+    assert any("Every image can be read" in note for note in dataset_report(dataset).notes)
+    photo(0).save(tmp_path / "b.jpg")
+    assert dataset_report(dataset).findings.kind.tolist() == ["repeated image"]
+
+
+def test_hash_is_near_for_the_same_photo_and_far_for_others():
+    def distance(one, other):
+        return int(np.bitwise_count(perceptual_hash(one) ^ perceptual_hash(other)).sum())
+
+    for seed in range(20):
+        original = photo(seed, 200)
+        buffer = io.BytesIO()
+        original.resize((90, 120)).point(lambda value: min(255, int(value * 1.1) + 5)).save(buffer, "JPEG", quality=50)
+        assert distance(original, open_image(buffer)) <= NEAR
+        assert distance(original, photo(seed + 100, 200)) > 2 * NEAR
+    assert perceptual_hash(photo(0)).shape == (32,) and BITS == 255
+
+
+def test_near_duplicates_equals_the_plain_double_loop(monkeypatch):
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(0, 256, (700, 32), dtype=np.uint8)
+    hashes[generator.integers(0, 700, 60)] = hashes[generator.integers(0, 700, 60)]
+    hashes[5] = hashes[600]
+    hashes[5, 0] ^= 0b101
+    bits = np.unpackbits(hashes, axis=1).astype(np.int16)
+    plain = {(i, j, int(np.abs(bits[i] - bits[j]).sum())) for i in range(700) for j in range(i + 1, 700)
+             if np.abs(bits[i] - bits[j]).sum() <= 40}
+    found = near_duplicates(hashes, 40)
+    assert set(found) == plain and len(found) == len(plain) > 20
+    assert (5, 600, 2) in found and [pair[2] for pair in found] == sorted(pair[2] for pair in found)
+    monkeypatch.setattr(reports, "MOST", 1000)
+    assert len(near_duplicates(np.zeros((3000, 32), np.uint8))) <= 2000
+
+
+def test_command_line(tmp_path, capsys):
+    assert main(["--data_dir", str(tmp_path)]) == 1
+    assert "no CSV file" in capsys.readouterr().err
+    photo(1).save(tmp_path / "a.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,A dog .\n")
+    assert main(["--data_dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Fewer than three images" in printed and "vocabulary" in printed
+
+
+@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not beside the repository")
+def test_the_real_flickr8k():
+    report = dataset_report(load_dataset("flickr8k", FLICKR8K), check_images=False)
+    assert report.counts.loc["train", ["images", "captions", "fewest", "most"]].tolist() == [6000, 30000, 5, 5]
+    assert report.growth.iloc[-1].captions == 30000 and report.growth.vocabulary.iloc[-1] == len(report.words) > 7000
+    assert 0 < report.counts.loc["dev", "new_words"] < 0.03

@@ -1,0 +1,198 @@
+"""Several processes: one loss curve, one feature cache, whoever is killed and whoever goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import feature_blocks
+from helpers import features as cache
+from helpers.batches import CaptionBatches
+from helpers.errors import CaptioningError
+from helpers.features import cache_features
+from helpers.text import START
+from helpers.training import train
+from tests.test_features import Tiny, assert_right, encoded, fork, needs_fork, photos, small_blocks  # noqa: F401
+from tests.toy_captioners import features, vocabulary, world
+
+CONFIG = {
+    "name": "several",
+    "dataset": {"name": "pocket", "images": 48, "size": 64},
+    "encoder": "efficientnet-lite0",
+    "vocabulary": {"min_count": 1},
+    "mixed_precision": "no",
+    "model": {
+        "class": "ShowAttendTell", "embedding": 16, "hidden": 24, "attention": 8, "value": 16, "dropout": 0.0,
+        "doubly_stochastic": 0.5,
+    },
+    "stages": [
+        {
+            "epochs": 3, "images_per_batch": 7, "captions_per_image": 2, "learning_rate": 0.01, "warmup_steps": 2,
+            "average": 0.9, "decoding": {"method": "greedy", "max_length": 8},
+        }
+    ],
+}  # fmt: skip
+
+
+def launch(processes: int, *module: str, **env: str) -> subprocess.CompletedProcess:
+    """Runs `accelerate launch` as on a machine with several devices; without one each process takes the CPU (gloo)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(port), "-m", *module]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | env
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "BLOCK", 256)  # as in the launched processes: batches of another size round otherwise
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "one"))
+    rows = {}
+    train({**CONFIG, "output": str(tmp_path / "one-run")})
+    second = {**CONFIG["stages"][0], "objective": "self_critical", "epochs": 1, "samples": 2, "learning_rate": 1e-4}
+    config = {**CONFIG, "stages": [*CONFIG["stages"], second], "output": str(tmp_path / "two-run")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = launch(2, "helpers.training", str(tmp_path / "config.json"), CAPTIONING_CACHE=str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(result.stdout.splitlines()) == 4  # one process speaks
+    for name in ("one", "two"):
+        with open(tmp_path / f"{name}-run" / "history.csv", encoding="utf-8") as file:
+            rows[name] = list(csv.DictReader(file))
+    assert len(rows["one"]) == 3 and len(rows["two"]) == 4
+    assert float(rows["two"][3]["reward"]) >= 0  # samples differ with the processes: nothing to compare
+    for one, two in zip(rows["one"], rows["two"][:3], strict=True):
+        for column in ("train_loss", "dev_loss", "BLEU-4"):
+            assert float(one[column]) == pytest.approx(float(two[column]), abs=1e-4)
+        assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
+    losses = [float(row["train_loss"]) for row in rows["one"]]
+    assert losses[0] > losses[1] > losses[2]
+    (shared,) = (tmp_path / "two").rglob("names.txt")  # the processes shared the work, and one array came out
+    (alone,) = (tmp_path / "one" / "features").rglob("features.npy")
+    assert np.allclose(np.load(alone), np.load(shared.parent / "features.npy"), atol=1e-2)
+    assert not (shared.parent / "blocks").exists()
+    saved = {path.name for path in (tmp_path / "two-run").iterdir()}
+    assert {"model.safetensors", "config.json", "vocabulary.json"} <= saved
+
+
+def test_a_batch_for_fewer_images_than_processes_is_refused() -> None:
+    words = vocabulary()
+    data = CaptionBatches(
+        world("t"), [features("t")], words, start_id=START, end_id=words.end_id, images_per_batch=3, process=(0, 4)
+    )
+    with pytest.raises(CaptioningError, match="3 images cannot be shared by 4 processes"):
+        next(data.epoch(0))
+
+
+def test_measuring_is_shared_without_overlap() -> None:
+    words = vocabulary()
+    options = {"start_id": START, "end_id": words.end_id, "images_per_batch": 4}
+    parts = [
+        [image for batch in CaptionBatches(world("t"), [features("t")], words, **options, process=(n, 3)).in_order()
+         for image in batch.images]
+        for n in range(3)
+    ]  # fmt: skip
+    assert sorted(sum(parts, [])) == sorted(world("t")) and min(map(len, parts)) == 9
+
+
+@needs_fork
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_every_image_is_encoded_once_by_one_of_them(photos, tmp_path, processes) -> None:  # noqa: F811
+    log = tmp_path / "log"
+    names = list(photos)
+    photos[names[3]].write_bytes(b"no picture")
+    for name in names[16:24]:  # a whole block of bad ones
+        photos[name].write_bytes(b"")
+    work = [
+        fork(lambda n=n: cache_features(Tiny(log=log), photos, batch_size=3, process=(n, processes)))
+        for n in range(processes)
+    ]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in work] == [0] * processes
+    assert encoded(log) == 31
+    encoder = Tiny()
+    found = cache_features(encoder, photos)
+    assert encoder.encoded == 0 and set(found.failed) == {names[3], *names[16:24]}
+    assert_right(found, {name: path for name, path in photos.items() if name not in found.failed})
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"done.json", "features.npy", "names.txt", ".lock"}
+    assert list(feature_blocks.names_in(folder)) == names
+
+
+@needs_fork
+def test_a_killed_job_goes_on_with_another_number_of_processes(photos, tmp_path) -> None:  # noqa: F811
+    log = tmp_path / "log"
+    blocks = lambda: list((tmp_path / "cache").rglob("blocks/*.json"))  # noqa: E731
+    child = fork(lambda: cache_features(Tiny(log=log, pause=0.05), photos, batch_size=2, process=(1, 2)))
+    while len(blocks()) < 1:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    done = len(blocks())
+    before = encoded(log)
+    encoder = Tiny()
+    assert_right(cache_features(encoder, photos), photos)  # one process takes over what two had begun
+    assert encoder.encoded == 40 - 8 * done and before >= 8 * done
+
+
+def test_what_one_process_had_done_is_taken_over(photos, tmp_path, monkeypatch) -> None:  # noqa: F811
+    class Stops(Tiny):
+        def grid(self, pixels):
+            if self.encoded >= 16:
+                raise KeyboardInterrupt
+            return super().grid(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_features(Stops(), photos, batch_size=8)
+    workers = [Tiny(), Tiny()]
+    monkeypatch.setattr(feature_blocks, "_wait_for", lambda ready: None)  # one after the other, so nobody waits
+    with pytest.raises(CaptioningError):
+        cache_features(workers[1], photos, process=(1, 2))  # the array is not there yet: it would have waited
+    assert_right(cache_features(workers[0], photos, process=(0, 2)), photos)
+    assert workers[0].encoded + workers[1].encoded == 24
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_merge_that_is_cut_short_goes_on(photos, tmp_path, monkeypatch, after) -> None:  # noqa: F811
+    calls = 0
+
+    def write(path, value):
+        nonlocal calls
+        calls += path.name == "merged.json"
+        if calls > after and path.name == "merged.json":
+            raise KeyboardInterrupt
+        original(path, value)
+
+    original = feature_blocks.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_blocks, "write_json", write)
+        patch.setattr(feature_blocks, "_wait_for", lambda ready: None)
+        with pytest.raises((CaptioningError, FileNotFoundError)):
+            cache_features(Tiny(), photos, process=(1, 2))
+        with pytest.raises(KeyboardInterrupt):
+            cache_features(Tiny(), photos, process=(0, 2))
+    encoder = Tiny()
+    assert_right(cache_features(encoder, photos), photos)
+    assert encoder.encoded == 0
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    assert list(feature_blocks.names_in(folder)) == list(photos)
+
+
+def test_no_photo_at_all_is_an_error_with_reasons(photos, monkeypatch) -> None:  # noqa: F811
+    for path in photos.values():
+        path.write_bytes(b"no picture")
+    monkeypatch.setattr(feature_blocks, "_wait_for", lambda ready: None)
+    with pytest.raises(CaptioningError):
+        cache_features(Tiny(), photos, process=(1, 2))
+    with pytest.raises(CaptioningError, match="None of the images could be read: .*photo 0.png"):
+        cache_features(Tiny(), photos, process=(0, 2))

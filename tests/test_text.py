@@ -1,0 +1,118 @@
+"""Captions to numbers and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from helpers.errors import CaptioningError
+from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, pad, teacher_forcing_batch
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A man's well-worn hat .", ["a", "mans", "well", "worn", "hat"]),
+        ("  Two   DOGS,\trun\n", ["two", "dogs", "run"]),
+        ("the ﬁrst ball №5", ["the", "first", "ball", "no5"]),
+        ("snake_case & 3.5", ["snake", "case", "3", "5"]),
+        ("قطة سوداء", ["قطة", "سوداء"]),
+        ("... !", []),
+        ("", []),
+    ],
+)
+def test_normalise(caption: str, words: list[str]) -> None:
+    assert normalise(caption) == words
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(caption: str) -> None:
+    once = normalise(caption)
+    assert normalise(" ".join(once)) == once
+
+
+def test_vocabulary_is_ordered_by_count_then_alphabet() -> None:
+    words = Vocabulary.build(["a dog and a cat", "A dog, a bird"], min_count=1)
+    assert words.words == ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "and", "bird", "cat"]
+    assert (words.pad_id, words.start_id, words.end_id, words.unknown_id) == (PAD, START, END, UNKNOWN) == (0, 1, 2, 3)
+
+
+def test_rare_and_unseen_words_are_unknown() -> None:
+    words = Vocabulary.build(["a dog", "a dog", "a cat"], min_count=2)
+    assert len(words) == 6 and "dog" in words and "cat" not in words
+    assert words.encode("A dog, a cat, a zebra") == [4, 5, 4, UNKNOWN, 4, UNKNOWN]
+    assert words.encode("a dog a dog", max_words=3) == [4, 5, 4]
+
+
+def test_decode_stops_at_the_end_and_skips_padding() -> None:
+    words = Vocabulary(["a", "dog"])
+    assert words.decode([START, 4, 5, END, 4, 4]) == "a dog"
+    assert words.decode([4, PAD, UNKNOWN, 5]) == "a <unk> dog"
+    assert words.decode(torch.tensor([4, 5])) == "a dog"
+    assert words.decode([END]) == ""
+
+
+@given(st.lists(st.sampled_from(["dog", "cat", "runs", "the", "ünlü"]), max_size=12))
+def test_known_words_come_back(caption: list[str]) -> None:
+    words = Vocabulary(["dog", "cat", "runs", "the", "ünlü"])
+    assert words.decode(words.encode(" ".join(caption))) == " ".join(caption)
+
+
+def test_a_caption_cannot_spell_a_special_token() -> None:
+    words = Vocabulary(["a"])
+    assert words.encode("<end> <pad>") == [UNKNOWN, UNKNOWN]
+
+
+def test_no_word_frequent_enough() -> None:
+    with pytest.raises(CaptioningError, match="No word occurs 9 times"):
+        Vocabulary.build(["a dog"], min_count=9)
+
+
+def test_a_word_named_twice() -> None:
+    with pytest.raises(CaptioningError, match="names a word twice"):
+        Vocabulary(["a", "a"])
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    words = Vocabulary(["a", "çay", "狗"])
+    words.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json").words == words.words
+
+
+@pytest.mark.parametrize("value", [["a"], {"word": ["a"]}, {"words": [1]}, {"words": "a dog"}, "a"], ids=str)
+def test_another_file_is_no_vocabulary(tmp_path: Path, value) -> None:
+    (tmp_path / "v.json").write_text(json.dumps(value))
+    with pytest.raises(CaptioningError, match="is not a vocabulary"):
+        Vocabulary.load(tmp_path / "v.json")
+
+
+def test_pad_fills_at_the_end_and_leaves_its_input_alone() -> None:
+    rows = [[5, 6, 7], [], [8]]
+    assert pad(rows, -1).tolist() == [[5, 6, 7], [-1, -1, -1], [8, -1, -1]]
+    assert rows == [[5, 6, 7], [], [8]]
+    assert pad([], 0).shape == (0, 0)
+
+
+def test_teacher_forcing_shifts_by_one_and_asks_for_the_end() -> None:
+    inputs, labels = teacher_forcing_batch([[7, 8], [9]], START, END)
+    assert inputs.tolist() == [[START, 7, 8], [START, 9, PAD]]
+    assert labels.tolist() == [[7, 8, END], [9, END, IGNORE]]
+
+
+def test_behind_a_prefix_the_labels_are_one_longer() -> None:
+    inputs, labels = teacher_forcing_batch([[7, 8], [9]], None, END, pad_id=50)
+    assert inputs.tolist() == [[7, 8], [9, 50]]
+    assert labels.tolist() == [[7, 8, END], [9, END, IGNORE]]
+
+
+def test_ignore_is_what_pytorch_skips_and_no_token_has_its_number() -> None:
+    logits = torch.randn(3, 5)
+    skipped = F.cross_entropy(logits, torch.tensor([0, IGNORE, 4]), reduction="none")
+    assert skipped[1] == 0 and (skipped[[0, 2]] > 0).all()  # token 0 is scored like any other
+    assert IGNORE < 0
