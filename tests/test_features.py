@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from helpers import features as cache
 from helpers.encoders import Encoder
@@ -169,6 +171,8 @@ def fork(work: Callable[[], None]) -> int:
     child = os.fork()
     if child:
         return child
+    # tqdm's lock is shared with forks; a child that is killed while it holds it would stop this process for good
+    tqdm.set_lock(threading.RLock())
     try:
         work()
         os._exit(0)
