@@ -383,12 +383,3 @@ def test_a_full_disk_gives_a_clear_message_and_keeps_the_earlier_set(tmp_path):
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 1 and "CaptioningError: Cannot write Pocket Scenes" in errors
     assert contents(folder) == before and os.listdir(tmp_path) == ["pocket"]
-
-
-def test_1500_images_take_less_than_15_seconds_of_one_core(drawn):
-    """`drawn` has filled the caches; what they cost is added."""
-    begin = time.process_time()
-    for number in range(60):
-        picture, *_ = draw_scene(f"test/{number}")
-        picture.save(io.BytesIO(), "JPEG", quality=92, subsampling=0, optimize=False)
-    assert (time.process_time() - begin) * 1500 / 60 + 0.5 < 15
