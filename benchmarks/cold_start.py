@@ -1,7 +1,7 @@
 """From the shell to the first caption: `python benchmarks/cold_start.py [--models NAME ...] [--repeats 3]`.
 
-Starts the command line anew for each shipped captioner and prints the seconds until it has captioned one photo, the best
-of a few starts, and the ratio to a process that only imports PyTorch.
+Starts the command line anew for each shipped captioner and prints the seconds until it has captioned one photo, the
+best of a few starts, and the ratio to a process that only imports PyTorch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drawing Pocket Scenes: `python benchmarks/scenes.py [--images 1500]`.
 
-Writes the whole dataset to a temporary folder and prints the seconds it took, and the ratio to the time that Pillow alone
-takes to save the same pictures.
+Writes the whole dataset to a temporary folder and prints the seconds it took, and the ratio to the time that Pillow
+alone takes to save the same pictures.
 """
 
 from __future__ import annotations
