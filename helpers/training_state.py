@@ -95,7 +95,7 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | 
                 saved["state"].setdefault(int(number), {})[key] = value
         optimizer.load_state_dict(saved)
     if average is not None:
-        average.values = {n: tensors[f"average.{n}"].clone() for n in average.values}
+        average.values = {n: tensors[f"average.{n}"].clone().to(v.device) for n, v in average.values.items()}
     return state
 
 

@@ -473,6 +473,15 @@ def test_a_state_comes_back_whole(tmp_path) -> None:
     assert saved.keys() == loaded.keys() and all(same(saved[i], loaded[i]) for i in saved)
 
 
+def test_a_resumed_mean_lies_where_the_weights_do(tmp_path) -> None:
+    model = small_model()
+    save_state(tmp_path / "s.safetensors", model, average=Average(model, 0.9))
+    mean = Average(model, 0.9)
+    mean.values = {name: value.to("meta") for name, value in mean.values.items()}  # stands in for a GPU
+    load_state(tmp_path / "s.safetensors", model, average=mean)
+    assert {value.device.type for value in mean.values.values()} == {"meta"}
+
+
 def test_a_state_of_another_model_or_a_broken_file_is_refused(tmp_path) -> None:
     path = tmp_path / "s.safetensors"
     save_state(path, small_model())
