@@ -66,7 +66,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = launch(2, "helpers.training", str(tmp_path / "config.json"), CAPTIONING_CACHE=str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()) == 4  # one process speaks
+    said = [line for line in result.stdout.splitlines() if not line.startswith("[Gloo]")]  # PyTorch's own, to 2.10
+    assert len(said) == 4  # one process speaks
     for name in ("one", "two"):
         with open(tmp_path / f"{name}-run" / "history.csv", encoding="utf-8") as file:
             rows[name] = list(csv.DictReader(file))
