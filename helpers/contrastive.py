@@ -105,8 +105,8 @@ def fine_tune(
     """
     from helpers.batches import Batch
     from helpers.objectives import CrossEntropy
+    from helpers.stages import _schedule, make_accelerator, make_optimizer, seed_everything, write_history
     from helpers.text import teacher_forcing_batch
-    from helpers.training import _schedule, make_accelerator, seed_everything, write_history
 
     accelerator = make_accelerator()
     both = nn.ModuleDict({"dual": dual} | ({"captioner": captioner} if captioner is not None else {}))
@@ -117,7 +117,7 @@ def fine_tune(
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay, "base": learning_rate},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "base": learning_rate},
     ] + ([{"params": trunk, "weight_decay": weight_decay, "base": trunk_learning_rate}] if trunk else [])
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    optimizer = make_optimizer(groups, learning_rate, accelerator.device, betas=(0.9, 0.98))
     mean = Average(both, average)
     last = folder / "last.safetensors" if folder else None
     state = (

@@ -36,6 +36,11 @@ class Encoder:
     device: torch.device
     exact = False  # see `full_precision`
 
+    @property
+    def chunk(self) -> int:
+        """Images a forward pass: few on a CPU, so that activations stay in its cache."""
+        return 8 if self.device.type == "cpu" else 64
+
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
         if image.size != (self.size, self.size):
@@ -67,7 +72,7 @@ class Encoder:
             raise CaptioningError(f"{self.name} is not cut in two; only EfficientNet-Lite has a stem to cache.")
         run = getattr(self, "encode_image" if kind == "embedding" else kind)
         with torch.inference_mode():
-            return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(32)])
+            return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(self.chunk)])
 
     def encode(self, images: Sequence[Image.Image], kind: str = "grid") -> Tensor:
         """Returns features of PIL images, as `features` does."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,17 +84,15 @@ def cache_features(
     process = process or this_process()
     root = Path(folder or cache_dir() / "features")
     folder = root / _key(encoder, paths, kind, flip)
-    grid = root / _key(encoder, paths, "grid", flip)
     if not complete(folder):
         from helpers.locks import only_one
 
-        from_grid = kind == "pooled" and _is_mean(encoder) and complete(grid)  # the pictures need not be encoded again
-        if (process[1] > 1 or (folder / "blocks").is_dir()) and not from_grid:
+        if (process[1] > 1 or (folder / "blocks").is_dir()) and not _grid_to(encoder, paths, kind, flip, root):
             _fill_together(encoder, paths, kind, flip, folder, batch_size, process)
         else:
             with only_one(folder):
-                if not complete(folder) and kind == "pooled" and _is_mean(encoder) and complete(grid):
-                    _average(grid, folder)
+                if not complete(folder) and (grid := _grid_to(encoder, paths, kind, flip, root)):
+                    _fill_from_grid(*grid, kind, folder)
                 if not complete(folder):
                     _fill(encoder, paths, kind, flip, folder, batch_size, progress)
     return read_features(folder, list(paths))
@@ -110,19 +109,30 @@ def read_features(folder: Path, names: Sequence[str]) -> Features:
     return Features(names, array, read_json(folder / "done.json")["failed"])
 
 
-def _is_mean(encoder: Encoder) -> bool:
-    return type(encoder).pooled is Encoder.pooled
+def _grid_to(
+    encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool, root: Path
+) -> tuple[Path, Callable[[Tensor], Tensor]] | None:
+    """Returns the cached grids of the same pictures, and what makes vectors of `kind` of them [B, R, D]; None where
+    there is none of the two. The pictures need not be encoded again then."""
+    grid = root / _key(encoder, paths, "grid", flip)
+    if kind == "pooled" and type(encoder).pooled is Encoder.pooled:
+        to_vectors = partial(torch.mean, dim=1)
+    elif kind == "embedding" and hasattr(encoder, "embed_grid"):
+        to_vectors = encoder.embed_grid
+    else:
+        return None
+    return (grid, to_vectors) if complete(grid) else None
 
 
-def _average(grid: Path, folder: Path) -> None:
-    """Writes the pooled features as the mean over the regions of cached grids."""
-    array = np.load(grid / "features.npy", mmap_mode="r")
-    pooled = _new_array(folder, (len(array), array.shape[-1]))
+def _fill_from_grid(grid: Path, to_vectors: Callable[[Tensor], Tensor], kind: str, folder: Path) -> None:
+    array, made = np.load(grid / "features.npy", mmap_mode="r"), None
+    done = read_json(grid / "done.json")
     for start in range(0, len(array), BLOCK):
-        pooled[start : start + BLOCK] = array[start : start + BLOCK].astype(np.float32).mean(1)
-    pooled.flush()
-    done = dict(read_json(grid / "done.json"), kind="pooled")
-    write_json(folder / "done.json", done)
+        block = to_vectors(torch.from_numpy(array[start : start + BLOCK].astype(np.float32))).cpu().numpy()
+        made = _new_array(folder, (len(array), block.shape[-1])) if made is None else made
+        made[start : start + BLOCK] = block
+    made.flush()
+    write_json(folder / "done.json", {**done, "kind": kind})
 
 
 def _key(encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool) -> str:

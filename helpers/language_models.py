@@ -203,12 +203,21 @@ def pretrain(
     import math
     import time
 
-    from helpers.training import _schedule, make_accelerator, parameter_groups, seed_everything, write_history
+    from helpers.stages import (
+        _schedule,
+        make_accelerator,
+        make_optimizer,
+        parameter_groups,
+        seed_everything,
+        write_history,
+    )
     from helpers.training_state import Average, load_state, save_state
 
     accelerator = make_accelerator()
     model.to(accelerator.device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.98))
+    optimizer = make_optimizer(
+        parameter_groups(model, weight_decay), learning_rate, accelerator.device, betas=(0.9, 0.98)
+    )
     average = Average(model, 0.0)
     last, top = (folder / f"{kind}.safetensors" if folder else None for kind in ("last", "best"))
     state, best = {"epoch": 0, "step": 0, "history": []}, None

@@ -94,6 +94,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def make_optimizer(
+    groups: list[dict], learning_rate: float, device: torch.device, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """Returns AdamW. On a CPU its step is fused and takes a third of the time; with fp16 on a GPU a fused step would
+    hide that it was skipped."""
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device.type == "cpu")
+
+
 def _merit(row: dict, choose_by: str) -> float:
     """Returns what epochs are chosen by: higher is better. Without CIDEr (too few dev images) it is BLEU-4."""
     if choose_by == "dev_loss":

@@ -33,6 +33,7 @@ from helpers.stages import (
     _schedule,
     make_accelerator,
     make_objective,
+    make_optimizer,
     parameter_groups,
     seed_everything,
     stage_settings,
@@ -84,7 +85,8 @@ def _run_stage(run: Run, settings: dict, number: int, accelerator, callback, pro
     last, best = (run.folder / f"stage{number}-{kind}.safetensors" for kind in ("last", "best"))
     data = _batches(run, settings, accelerator)
     objective = make_objective(run, settings)
-    optimizer = torch.optim.AdamW(parameter_groups(run.model, settings["weight_decay"]), lr=settings["learning_rate"])
+    groups = parameter_groups(run.model, settings["weight_decay"])
+    optimizer = make_optimizer(groups, settings["learning_rate"], accelerator.device)
     model, optimizer = accelerator.prepare(run.model, optimizer)
     average = Average(run.model, settings["average"])
     state = (

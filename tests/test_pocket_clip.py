@@ -17,6 +17,7 @@ from helpers import pocket_clip
 from helpers.captioner import CHECKPOINTS
 from helpers.encoders import load_encoder
 from helpers.errors import CaptioningError
+from helpers.features import cache_features
 from helpers.pocket_clip import PocketCLIP, Pooling, crop, load_pocket_clip, save_pocket_clip
 from helpers.text import Vocabulary
 from helpers.tune_clip import tune
@@ -45,6 +46,15 @@ def test_a_saved_model_comes_back(model, folder) -> None:
     encoder = load_encoder(f"pocket-clip:{folder}")
     assert encoder.encode_text(CAPTIONS).shape == (3, 32)
     assert encoder.fingerprint == load_encoder(f"pocket-clip:{folder}").fingerprint
+
+
+def test_embeddings_come_from_the_cached_grids(folder, samples, tmp_path, monkeypatch) -> None:
+    encoder, paths = load_encoder(f"pocket-clip:{folder}"), {path.name: path for path in samples[:4]}
+    expected = cache_features(encoder, paths, "embedding", folder=tmp_path / "one", progress=False)
+    cache_features(encoder, paths, "grid", folder=tmp_path / "two", progress=False)
+    monkeypatch.setattr(encoder, "grid", None)  # from here on no picture can be encoded
+    vectors = cache_features(encoder, paths, "embedding", folder=tmp_path / "two", progress=False)
+    assert torch.allclose(vectors[list(paths)], expected[list(paths)], atol=2e-3)
 
 
 def test_the_encoder_gives_what_training_sees(folder) -> None:

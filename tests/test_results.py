@@ -62,3 +62,55 @@ def test_scores_of_a_card() -> None:
     assert run_all.card_scores({"scores": {"flickr8k dev": dev}}) == ("Flickr8k dev (card)", dev)
     assert run_all.card_scores({"scores": {"flickr8k dev": dev, "flickr8k test": test}})[1] == test
     assert run_all.card_scores({})[1] == {}
+
+
+def test_the_board_tells_of_every_notebook_that_runs(capsys) -> None:
+    first, second = Path("00_photo.ipynb"), Path("01_longer_name.ipynb")
+    board = run_all.Board([first, second], rewrite=False)
+    board.start(first)
+    board.start(second)
+    board.cell(second, 1, 4)  # too soon after the last line to be shown
+    board.cell(first, 2, 2)
+    board.end(first, None)
+    board.shown[second] -= run_all.REPORT_EVERY + 1
+    board.cell(second, 3, 4)
+    board.end(second, "NameError: x")
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/2] 00_photo        started", "[2/2] 01_longer_name  started", "[1/2] 00_photo        2/2 cells  0:00",
+        "[2/2] 01_longer_name  3/4 cells  0:00", "[2/2] 01_longer_name  3/4 cells  0:00  FAILED",
+        "01_longer_name.ipynb failed. Its cell and the traceback:", "NameError: x", "",
+    ]  # fmt: skip
+
+
+def test_a_terminal_has_one_line_for_all(capsys) -> None:
+    first, second = Path("a.ipynb"), Path("b.ipynb")
+    board = run_all.Board([first, second], rewrite=True)
+    board.start(first)
+    board.start(second)
+    board.cell(second, 1, 4)
+    board.end(second, None)
+    lines = capsys.readouterr().out.replace("\r\x1b[K", "|").split("|")[1:]
+    assert lines[:2] == ["[1/2] a 0/0", "[1/2] a 0/0   [2/2] b 0/0"]
+    assert lines[2:] == ["[1/2] a 0/0   [2/2] b 1/4", "[2/2] b  1/4 cells  0:00\n"]
+
+
+def test_notebooks_run_at_once_and_a_failure_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    import nbformat
+
+    monkeypatch.setattr(run_all, "BUILD", tmp_path / "build")
+    meet = """import pathlib, time
+pathlib.Path("NAME").touch()
+end = time.time() + 60
+while len(list(pathlib.Path(".").glob("here-*"))) < 2:  # each waits for the other: one after the other would fail
+    assert time.time() < end
+    time.sleep(0.05)"""
+    paths = []
+    for name, last in (("one", "print('fine')"), ("two", "1 / 0")):
+        book = nbformat.v4.new_notebook()
+        book.cells = [nbformat.v4.new_code_cell(meet.replace("NAME", f"here-{name}")), nbformat.v4.new_code_cell(last)]
+        paths.append(tmp_path / f"{name}.ipynb")
+        nbformat.write(book, paths[-1])
+    assert run_all.run_notebooks(paths, at_once=2) == ["two.ipynb"]
+    shown = capsys.readouterr().out
+    assert "two.ipynb failed" in shown and "ZeroDivisionError" in shown
+    assert {path.name for path in (tmp_path / "build").iterdir()} == {"one.ipynb", "one.html", "two.ipynb", "two.html"}
