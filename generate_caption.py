@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 BATCH = 16  # images decoded together; after each batch its captions are printed
 SAMPLING = ("top_p", "top_k", "temperature")
-DECODING = ("beam_size", *SAMPLING, "repetition_penalty", "length_penalty", "clip_weight", "prompt", "max_length")
+DECODING = ("beam_size", *SAMPLING, "repetition_penalty", "length_penalty", "clip_weight", "consensus_weight",
+            "prompt", "max_length")
 
 
 def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--repetition_penalty", type=number(float, 0, above=True), help="above 1: fewer repeats")
     how.add_argument("--length_penalty", type=number(float, -10, 10), help="0 favours short captions")
     how.add_argument("--clip_weight", type=number(float, 0), help="how much the likeness of photo and caption counts")
+    how.add_argument("--consensus_weight", type=number(float, 0), help="how much usual wording for such photos counts")
     how.add_argument("--prompt", help="the words the caption begins with")
     how.add_argument("--max_length", type=number(int, 1), help="tokens at most, the end included")
     how.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="makes sampling repeatable")

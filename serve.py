@@ -27,7 +27,7 @@ AT_ONCE = 8  # requests whose photos are in memory; others wait, with what they 
 CONNECTIONS = 128
 FIELDS = (
     "images", "model", "beam_size", "top_p", "top_k", "temperature", "repetition_penalty", "length_penalty",
-    "clip_weight", "prompt", "max_length", "seed",
+    "clip_weight", "consensus_weight", "prompt", "max_length", "seed",
 )  # fmt: skip
 SAID = {
     200: {"description": "One entry a photo, in order. A photo that cannot be captioned has `error` and no caption."},
@@ -80,6 +80,10 @@ def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
         clip_weight: Annotated[
             float | None,
             Form(ge=0, le=100, allow_inf_nan=False, description="Likeness of photo and caption counts so much."),
+        ] = None,
+        consensus_weight: Annotated[
+            float | None,
+            Form(ge=0, le=100, allow_inf_nan=False, description="The usual wording of such photos counts so much."),
         ] = None,
         prompt: Annotated[str | None, Form(max_length=200, description="The words the caption begins with.")] = None,
         max_length: whole(1, 60, "Tokens at most, the end included.") = None,

@@ -247,17 +247,18 @@ class Captioner:
         """Returns the hypotheses for features [B, R, D] or [B, D], see `helpers.decoding.decode`.
 
         `clip_weight`, beside the options of `decode`: how much the likeness of photo and caption counts when the
-        candidates of a beam search are ranked, see `helpers.rerank`; 0 is off.
+        candidates of a beam search are ranked; `consensus_weight`: how much their likeness with what people say of
+        such photos does, see `helpers.rerank`. 0 is off.
         """
         from helpers.decoding import decode
 
         features = features[:, None] if features.ndim == 2 else features
         options = {**self.decoding, **options}
-        weight = options.pop("clip_weight", 0.0)
+        weights = {name: options.pop(name, None) or 0.0 for name in ("clip_weight", "consensus_weight")}
         groups = decode(self.model, features.to(self.device), **options)
-        if not weight or options["method"] != "beam":
+        if not any(weights.values()) or options["method"] != "beam":
             return groups
         from helpers.rerank import image_vectors, rerank
 
         captions = [[self.model.tokenizer.decode(h.tokens) for h in group] for group in groups]
-        return rerank(groups, captions, image_vectors(self.encoder, features), self.encoder, weight)
+        return rerank(groups, captions, image_vectors(self.encoder, features), self.encoder, **weights)

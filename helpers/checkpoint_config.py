@@ -19,7 +19,7 @@ MOST = 100_000_000  # of any number in the options; some language models state w
 DECODING = {  # setting -> the largest number that a caption could need
     "beam_size": 64, "groups": 64, "samples": 64, "max_length": 256, "min_length": 256, "no_repeat_ngram": 256,
     "top_k": MOST, "top_p": 1, "temperature": 100, "diversity": 100, "length_penalty": 10, "repetition_penalty": 100,
-    "clip_weight": 100, "early_stopping": 1,
+    "clip_weight": 100, "consensus_weight": 100, "early_stopping": 1,
 }  # fmt: skip
 # With these a transformers configuration fetches and runs code, or changes how the weights are read.
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")

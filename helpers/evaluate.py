@@ -24,7 +24,8 @@ from helpers.errors import CaptioningError
 from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, score_images
 
 SAMPLING = ("top_p", "top_k", "temperature")
-DECODING = ("beam_size", *SAMPLING, "repetition_penalty", "length_penalty", "clip_weight", "prompt", "max_length")
+DECODING = ("beam_size", *SAMPLING, "repetition_penalty", "length_penalty", "clip_weight", "consensus_weight",
+            "prompt", "max_length")
 
 
 class Predictions(dict[str, str]):
@@ -141,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("decoding", "What is not given is as the checkpoint says.")
     for name, kind in (("beam_size", int), ("top_p", float), ("top_k", int), ("temperature", float)):
         how.add_argument(f"--{name}", type=kind)
-    for name in ("repetition_penalty", "length_penalty", "clip_weight"):
+    for name in ("repetition_penalty", "length_penalty", "clip_weight", "consensus_weight"):
         how.add_argument(f"--{name}", type=float)
     for name, kind in (("max_length", int), ("prompt", str)):
         how.add_argument(f"--{name}", type=kind)

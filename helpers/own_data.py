@@ -49,7 +49,8 @@ def fine_tuning(
         "encoder": known["encoder"]["name"],
         "features": kind.removesuffix(MIRROR),
         "inference_features": kind,
-        "decoding": known.get("decoding", {}),
+        # what people say of the photos of the first training tells nothing of these
+        "decoding": {name: value for name, value in known.get("decoding", {}).items() if name != "consensus_weight"},
         "stages": [{**STAGE, **stage}],
         "output": str(output),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -105,6 +106,14 @@ class PocketClipEncoder(Encoder):
         self.module, self.regions, self.width = self.model.trunk, self.model.trunk.regions, WIDTH
         self.name = "pocket-clip" if folder == CHECKPOINTS / "pocket-clip" else f"pocket-clip:{folder}"
         self.size = self.model.config["size"]
+        self.folder = folder
+
+    @cached_property
+    def consensus(self):
+        """What people said of photos like the training photos, see `helpers.consensus`."""
+        from helpers.consensus import Consensus
+
+        return Consensus.load(self.folder)
 
     @property
     def fingerprint(self) -> str:

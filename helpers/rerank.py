@@ -1,4 +1,5 @@
-"""Beam search finds captions that are likely; a dual encoder such as CLIP says which of them fits the photo best.
+"""Beam search finds captions that are likely; a dual encoder such as CLIP says which of them fits the photo best, and
+the captions of similar photos which of them people would say.
 
 Shapes: B images, K candidates of each, E width of the joint space of images and captions.
 """
@@ -16,23 +17,35 @@ from helpers.errors import CaptioningError
 
 
 def rerank(
-    groups: Sequence[Sequence], captions: Sequence[Sequence[str]], vectors: Tensor, encoder, weight: float
+    groups: Sequence[Sequence],
+    captions: Sequence[Sequence[str]],
+    vectors: Tensor,
+    encoder,
+    clip_weight: float = 0.0,
+    consensus_weight: float = 0.0,
 ) -> list[list]:
-    """Returns the groups of Hypothesis, each sorted anew by score + `weight` * cosine of image and caption.
+    """Returns the groups of Hypothesis, each sorted anew by score + `clip_weight` * cosine of image and caption
+    + `consensus_weight` * what `helpers.consensus.Consensus.score` gives the caption.
 
     captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space. The score is near
     a mean log-probability a token (see `length_penalty`), the cosine between -1 and 1: at a weight of 2 a difference
     of 0.1 in cosine counts as much as one of 0.2 in the score. Each hypothesis carries the new score.
     """
     flat = [caption for group in captions for caption in group]
-    if not flat or not weight:
-        return [list(group) for group in groups]
-    owner = torch.tensor([image for image, group in enumerate(captions) for _ in group])
-    texts = encoder.encode_text(flat).float().cpu()  # [sum of K, E], of length 1
-    cosine = (F.normalize(vectors.float().cpu(), dim=-1)[owner] * texts).sum(-1).tolist()
-    ranked, rest = [], iter(cosine)
+    extra = [0.0] * len(flat)
+    if flat and clip_weight:
+        owner = torch.tensor([image for image, group in enumerate(captions) for _ in group])
+        texts = encoder.encode_text(flat).float().cpu()  # [sum of K, E], of length 1
+        cosine = (F.normalize(vectors.float().cpu(), dim=-1)[owner] * texts).sum(-1).tolist()
+        extra = [clip_weight * value for value in cosine]
+    if flat and consensus_weight:
+        if not hasattr(encoder, "consensus"):
+            raise CaptioningError(f"{encoder.name} knows no captions of other photos. Set consensus_weight to 0.")
+        usual = [value for group in encoder.consensus.score(vectors, captions) for value in group]
+        extra = [value + consensus_weight * more for value, more in zip(extra, usual, strict=True)]
+    ranked, rest = [], iter(extra)
     for group in groups:
-        scored = [replace(h, score=h.score + weight * next(rest)) for h in group]
+        scored = [replace(h, score=h.score + next(rest)) for h in group]
         ranked.append(sorted(scored, key=lambda h: -h.score))
     return ranked
 

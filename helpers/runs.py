@@ -10,6 +10,7 @@ A configuration is a JSON object:
     model        {"class": "ShowAttendTell", ...options of that class}
     vocabulary   {"min_count": 4}, for the CNN-LSTMs
     stages       list of stages, see `helpers.training.STAGE_DEFAULTS`
+    mean_of_stages   numbers of stages, such as [2, 3], the mean of whose weights is kept instead of the last stage's
     start_from   a checkpoint (name or folder) to fine-tune instead of starting anew; with "vocabulary" a CNN-LSTM
                  learns the new words as well (see helpers/own_data.py)
     decoding     the options that the checkpoint will caption with
@@ -27,7 +28,7 @@ from helpers.files import cache_dir
 
 KEYS = {
     "name", "dataset", "encoder", "features", "flip", "crops", "model", "vocabulary", "stages", "start_from",
-    "decoding", "seed", "output", "mixed_precision", "inference_features",
+    "decoding", "seed", "output", "mixed_precision", "inference_features", "mean_of_stages",
 }  # fmt: skip
 
 
@@ -69,6 +70,9 @@ def check(config: dict) -> None:
     for key in ("name", "dataset", "encoder", "stages"):
         if key not in config:
             raise CaptioningError(f"The training configuration has no {key!r}; see the top of helpers/runs.py.")
+    mean, last = config.get("mean_of_stages"), len(config["stages"])
+    if mean is not None and not (isinstance(mean, list) and mean and all(n in range(1, last + 1) for n in mean)):
+        raise CaptioningError(f"mean_of_stages should be a list of stages from 1 to {last}, not {mean!r}.")
 
 
 def load_data(options: dict):

@@ -39,7 +39,7 @@ from helpers.stages import (
     stage_settings,
     write_history,
 )
-from helpers.training_state import Average, load_state, save_state
+from helpers.training_state import Average, load_mean, load_state, save_state
 
 __all__ = ["STAGE_DEFAULTS", "Run", "make_accelerator", "parameter_groups", "run_stage", "seed_everything",
            "stage_settings", "train", "validate", "write_history"]
@@ -219,7 +219,8 @@ def train(
 ) -> Run:
     """Trains what a configuration (a dict, or a JSON file) describes, stage by stage, and writes the checkpoint.
 
-    Returns the Run, with the best model of the last stage and the history of all. See `helpers.runs` for the keys.
+    Returns the Run, with the best model of the last stage (or the mean of some) and the history of all. The keys:
+    see `helpers.runs`.
     """
     from helpers.captioner import save_checkpoint
     from helpers.runs import prepare
@@ -229,6 +230,8 @@ def train(
     run = prepare(config)
     for number, stage in enumerate(config["stages"], 1):
         run_stage(run, stage, number, accelerator, callback, progress)
+    if config.get("mean_of_stages"):
+        load_mean([run.folder / f"stage{number}-best.safetensors" for number in config["mean_of_stages"]], run.model)
     if accelerator.is_main_process:
         save_checkpoint(run.folder, run.model, config)
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -97,6 +97,23 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | 
     if average is not None:
         average.values = {n: tensors[f"average.{n}"].clone().to(v.device) for n, v in average.values.items()}
     return state
+
+
+def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
+    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
+
+    It is of use where each went on from the same weights: then the mean lies in the same valley.
+    """
+    soup: dict[str, Tensor] = {}
+    for path in paths:
+        load_state(path, model)
+        for name, value in unique_tensors(model).items():
+            if value.is_floating_point():
+                soup[name] = soup.get(name, 0.0) + value.double() / len(paths)
+            else:
+                soup[name] = value.clone()
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.to(kinds[name]) for name, value in soup.items()}, strict=False)
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -46,8 +46,10 @@ def curve(rows: list[dict], path: Path, title: str) -> None:
     right.plot(steps, [number(r, "CIDEr") for r in rows], label="CIDEr")
     right.plot(steps, [number(r, "BLEU-4") for r in rows], label="BLEU-4")
     right.set(xlabel="epoch", ylabel="score on dev (beam 3)", title="free-running captions")
+    starts = [place + 0.5 for place in range(1, len(rows)) if rows[place]["stage"] != rows[place - 1]["stage"]]
     for axis in (left, right):
-        axis.axvline(sum(first) + 0.5, color="grey", linestyle=":", linewidth=1)
+        for start in starts:
+            axis.axvline(start, color="grey", linestyle=":", linewidth=1)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=80)
@@ -64,7 +66,7 @@ def main() -> int:
     from helpers.captioner import CHECKPOINTS, Captioner, load_checkpoint, save_checkpoint
     from helpers.datasets import load_dataset
     from helpers.files import atomic_write, cache_dir, read_json
-    from helpers.training_state import load_state
+    from helpers.training_state import load_mean
 
     run, folder = options.run or cache_dir() / "runs" / options.name, CHECKPOINTS / options.name
     config = read_json(run / "training.json")
@@ -74,22 +76,26 @@ def main() -> int:
     model, _ = load_checkpoint(run)
     stages, best, trial = [], None, ROOT / "build" / "ship" / options.name
     trial.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(config["stages"], 1):
-        load_state(run / f"stage{number}-best.safetensors", model)
+    tried = {f"{n}: {stage['objective'].replace('_', ' ')}": [n] for n, stage in enumerate(config["stages"], 1)}
+    if mean := config.get("mean_of_stages"):
+        tried[f"mean of {' and '.join(map(str, mean))}"] = mean
+    for name, numbers in tried.items():
+        load_mean([run / f"stage{number}-best.safetensors" for number in numbers], model)
         captioner = Captioner.load(save_checkpoint(trial, model.eval(), config))  # as it will be read: in fp16
-        minutes = sum(float(r["seconds"]) for r in rows if r["stage"] == str(number)) / 60
-        epochs = sum(r["stage"] == str(number) for r in rows)
-        name = f"{number}: {stage['objective'].replace('_', ' ')}"
-        scores = score(captioner, dataset)
+        mine = [row for row in rows if int(row["stage"]) in numbers]
+        cost = len(mine), sum(float(row["seconds"]) for row in mine) / 60
+        stages.append((name, *cost, score(captioner, dataset, clip_weight=0.0, consensus_weight=0.0)))
         if config["decoding"].get("clip_weight"):
-            stages.append((name, epochs, minutes, score(captioner, dataset, clip_weight=0.0)))
-            name = f"{number}, candidates ranked with PocketCLIP"
-        stages.append((name, epochs, minutes, scores))
-        print(*stages[-2:], sep="\n", flush=True)
+            likeness = score(captioner, dataset, consensus_weight=0.0)
+            stages.append((f"{name}, ranked with PocketCLIP", *cost, likeness))
+        if config["decoding"].get("consensus_weight"):
+            stages.append((f"{name}, ranked with PocketCLIP and by consensus", *cost, score(captioner, dataset)))
+        scores = stages[-1][-1]
+        print(name, scores, sep="\n", flush=True)
         if best is None or scores["CIDEr"] > best[1]["CIDEr"]:
-            best = number, scores
+            best = name, scores
     number, scores = best
-    load_state(run / f"stage{number}-best.safetensors", model)
+    load_mean([run / f"stage{n}-best.safetensors" for n in tried[number]], model)
     shown = [m for m in METRICS if m in scores]
     save_checkpoint(folder, model, config, {"scores": {"flickr8k dev": scores}})
     shutil.copyfile(run / "history.csv", folder / "history.csv")
@@ -114,7 +120,7 @@ A captioner of class `{config["model"]["class"]}` on features of `{config["encod
 - **Decoding**: {decoding}.
 
 Scores on dev (1,000 photos, five references each), by the second command. Shipped: the
-weights of stage {number}, the best by CIDEr.
+weights called {number!r}, the best by CIDEr.
 
 {chr(10).join(table)}
 

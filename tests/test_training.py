@@ -19,7 +19,7 @@ from helpers.objectives import CrossEntropy
 from helpers.runs import check
 from helpers.text import IGNORE, START, UNKNOWN
 from helpers.training import parameter_groups, run_stage, stage_settings
-from helpers.training_state import Average, load_state, save_state
+from helpers.training_state import Average, load_mean, load_state, save_state
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
 both_models = pytest.mark.parametrize("name", list(MODELS))
@@ -480,6 +480,29 @@ def test_a_resumed_mean_lies_where_the_weights_do(tmp_path) -> None:
     mean.values = {name: value.to("meta") for name, value in mean.values.items()}  # stands in for a GPU
     load_state(tmp_path / "s.safetensors", model, average=mean)
     assert {value.device.type for value in mean.values.values()} == {"meta"}
+
+
+def test_the_mean_of_several_files(tmp_path) -> None:
+    model, paths = small_model(), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, value in zip(paths, (1.0, 4.0), strict=True):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.fill_(value)
+        save_state(path, model)
+    load_mean(paths, model)
+    assert all((weight == 2.5).all() for weight in model.parameters())
+    load_mean(paths[:1], model)
+    assert all((weight == 1.0).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("stages", [[0], [2], [], "1", [1.5]])
+def test_a_mean_of_stages_that_do_not_exist_is_refused(stages) -> None:
+    from helpers.runs import check
+
+    config = {"name": "n", "dataset": {"name": "flickr8k"}, "encoder": "pocket-clip", "stages": [{}]}
+    check(config | {"mean_of_stages": [1]})
+    with pytest.raises(CaptioningError, match="mean_of_stages"):
+        check(config | {"mean_of_stages": stages})
 
 
 def test_a_state_of_another_model_or_a_broken_file_is_refused(tmp_path) -> None:
