@@ -25,7 +25,11 @@ run: environment  ## run every notebook, caption the sample photos, print the re
 test: environment  ## lint, unit tests, every cell of every notebook, browser test
 	@sh scripts/get_chromium.sh
 	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m pytest $(PYTEST_OPTIONS)
+	@status=0; \
+	$(PYTHON) -m pytest tests $(PYTEST_OPTIONS) || status=1; \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest notebooks -n 2 --dist loadfile $(PYTEST_OPTIONS) \
+		|| status=1; \
+	exit $$status
 
 lint: environment  ## check style only
 	@$(PYTHON) -m ruff check .
