@@ -21,6 +21,8 @@ DECODING = {  # setting -> the largest number that a caption could need
     "top_k": MOST, "top_p": 1, "temperature": 100, "diversity": 100, "length_penalty": 10, "repetition_penalty": 100,
     "clip_weight": 100, "consensus_weight": 100, "early_stopping": 1,
 }  # fmt: skip
+FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
+         "xavier_normal_", "constant_", "fill_", "zero_", "zeros_", "ones_"}  # fmt: skip
 # With these a transformers configuration fetches and runs code, or changes how the weights are read.
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
 
@@ -136,8 +138,18 @@ def check_size(build, tensors: dict, folder: Path) -> None:
     It is built without memory first (PyTorch's "meta" device): a few numbers in a configuration can ask for terabytes.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with torch.device("meta"):
+    class Unfilled(TorchFunctionMode):
+        """Leaves out random and constant values. Without memory they mean nothing, and asking for them makes PyTorch
+        import its compiler, which takes as long as all the rest."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") in FILLS:
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Unfilled():
         shapes = {name: value.shape for name, value in build().state_dict().items()}
     wrong = sorted(name for name, value in tensors.items() if shapes.get(name) != value.shape)
     asked = sum(shape.numel() for shape in shapes.values())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -274,3 +276,17 @@ def test_a_shipped_captioner_tells_photos_apart(name: str, samples) -> None:
     captions = [caption.caption for caption in Captioner.load(name).caption(samples)]
     assert len(set(captions)) > len(samples) // 2
     assert all(3 <= len(caption.split()) <= 24 for caption in captions)
+
+
+@pytest.mark.parametrize("name", ["clipcap-mlp", "cnn-lstm"])
+def test_loading_does_not_import_pytorchs_compiler(name, root) -> None:
+    """It would take as long as all the rest of a cold start together."""
+    code = f"""
+import subprocess
+import sys, torch
+before = "torch._dynamo" in sys.modules
+from helpers.captioner import Captioner
+Captioner.load({name!r})
+assert ("torch._dynamo" in sys.modules) == before
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
