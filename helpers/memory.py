@@ -1,6 +1,6 @@
 """How this process keeps its memory. glibc gives every large block back to the system as soon as it is freed and asks
 for it again a moment later; each time the system clears its pages. A network frees and allocates the same few
-blocks all the time, so on CPUs that costs up to half of the time (`benchmarks/memory.py` prints the ratio).
+blocks all the time, so on CPUs that can cost half of the time (`benchmarks/memory.py` prints the ratios).
 """
 
 from __future__ import annotations
