@@ -28,6 +28,8 @@ from helpers.features import cache_features
 class Tiny(Encoder):
     """Four squares of a 16-pixel picture, their mean colours; counts what it encodes."""
 
+    chunk = 32  # whole batches at once, so that the log tells of batches
+
     def __init__(self, fingerprint: str = "one", log: Path | None = None, pause: float = 0.0):
         self.name, self.size, self.width, self.regions = "tiny", 16, 3, 4
         self.fingerprint, self.log, self.pause = fingerprint, log, pause
