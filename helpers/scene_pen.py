@@ -175,12 +175,16 @@ def shrink(mask: Image.Image, width: int, height: int) -> Image.Image:
     return mask.resize((width, height), Image.Resampling.BILINEAR)
 
 
+@cache
+def _disc(strength: int) -> Image.Image:
+    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
+    return Image.radial_gradient("L").point([round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away])
+
+
 @lru_cache(maxsize=64)
 def glow(width: int, height: int, strength: int) -> Image.Image:
     """Returns a soft round mask, 0 at its rim and `strength` in its middle."""
-    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
-    table = [round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away]
-    return shrink(Image.radial_gradient("L").point(table), max(1, width), max(1, height))
+    return shrink(_disc(strength), max(1, width), max(1, height))
 
 
 def shine(canvas: Image.Image, x: float, y: float, rx: float, ry: float, colour: Colour, strength: int) -> None:
