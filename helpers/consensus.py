@@ -91,7 +91,7 @@ class Consensus:
         padded = [[place[word] for word in gram] + [-1] * (ORDERS - len(gram)) for gram in self.grams]
         tensors = {
             "anchors": self.anchors.half(),
-            "rows": self.rows.to(torch.uint16 if len(self.grams) < 1 << 16 else torch.int32),
+            "rows": self.rows.to(torch.int16 if len(self.grams) < 1 << 15 else torch.int32),
             "weights": self.weights.half(),
             "grams": torch.tensor(padded, dtype=torch.int32),
             "seen": self.seen.to(torch.int32),
