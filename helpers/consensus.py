@@ -124,7 +124,7 @@ class Consensus:
             rows, seen, photos = t["rows"].long(), t["seen"].long(), int(t["photos"])
             made = [tuple(words[i] for i in gram if i >= 0) for gram in t["grams"].tolist()]
             fits = rows.shape == t["weights"].shape and len(rows) == len(t["anchors"]) and len(seen) == len(made)
-            if not fits or rows.max() >= len(made) or seen.min() < 1 or seen.max() > photos:
+            if not fits or rows.min() < 0 or rows.max() >= len(made) or seen.min() < 1 or seen.max() > photos:
                 raise ValueError("its tables do not fit each other")
             return cls(t["anchors"].float(), rows, t["weights"].float(), made, seen, photos)
         except (SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:

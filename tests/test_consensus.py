@@ -105,7 +105,8 @@ def test_a_changed_a_missing_or_an_impossible_file_is_refused(folder) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(CaptioningError, match="not the file"):
         Consensus.load(folder)
-    changes = ({"rows": tensors["rows"].int() + 100_000}, {"seen": tensors["seen"] * 0}, {"photos": torch.tensor([1])},
+    changes = ({"rows": tensors["rows"].int() + 100_000}, {"rows": tensors["rows"].int() - 100_000},
+               {"seen": tensors["seen"] * 0}, {"photos": torch.tensor([1])},
                {"weights": tensors["weights"][:1]}, {"words": torch.zeros(0, dtype=torch.uint8)},
                {"anchors": tensors["anchors"][:1]})  # fmt: skip
     for change in changes:
