@@ -103,7 +103,8 @@ def settings(desk) -> tuple[str, dict[str, Any]]:
         decoding = st.radio("Decoding", ["Beam search", "Sampling"], horizontal=True)
         options: dict[str, Any] = {}
         if decoding == "Beam search":
-            beams = st.slider("Beam size", 1, 10, usual["beam_size"], help="Captions kept at each step; 1 is greedy.")
+            widest = max(10, usual["beam_size"])
+            beams = st.slider("Beam size", 1, widest, usual["beam_size"], help="Captions kept at a step; 1 is greedy.")
             if beams == 1:
                 options["method"] = "greedy"
             elif beams != usual["beam_size"] or usual["method"] != "beam":

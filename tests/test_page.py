@@ -17,7 +17,8 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from helpers import web_page
-from helpers.captioner import Caption, Captioner
+from helpers.captioner import CHECKPOINTS, Caption, Captioner, available
+from helpers.files import read_json
 from helpers.web_desk import LIMITS
 from tests.nasty_images import bad_files, encode, png
 from tests.test_captioner import write
@@ -127,6 +128,14 @@ def test_decoding_settings_reach_the_model(page, toy, samples) -> None:
     for seed in (0, 1):
         assert captions(page) == [captioner.caption(image, seed=seed, **drawn)[0].caption or "(it said nothing)"]
         next(b for b in page.sidebar.button if b.label == "Draw again").click().run()
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_shipped_captioner_can_be_chosen(page, name) -> None:
+    page.sidebar.selectbox[0].set_value(name).run()
+    assert not page.exception and page.sidebar.selectbox[0].value == name
+    usual = read_json(CHECKPOINTS / name / "config.json")["decoding"]["beam_size"]
+    assert next(slider for slider in page.sidebar.slider if slider.label == "Beam size").value == usual
 
 
 def test_a_prompt_the_model_does_not_know_is_said_once(page, samples) -> None:
