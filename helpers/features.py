@@ -114,13 +114,13 @@ def _grid_to(
 ) -> tuple[Path, Callable[[Tensor], Tensor]] | None:
     """Returns the cached grids of the same pictures, and what makes vectors of `kind` of them [B, R, D]; None where
     there is none of the two. The pictures need not be encoded again then."""
-    grid = root / _key(encoder, paths, "grid", flip)
     if kind == "pooled" and type(encoder).pooled is Encoder.pooled:
         to_vectors = partial(torch.mean, dim=1)
     elif kind == "embedding" and hasattr(encoder, "embed_grid"):
         to_vectors = encoder.embed_grid
     else:
         return None
+    grid = root / _key(encoder, paths, "grid", flip)
     return (grid, to_vectors) if complete(grid) else None
 
 

@@ -497,8 +497,6 @@ def test_the_mean_of_several_files(tmp_path) -> None:
 
 @pytest.mark.parametrize("stages", [[0], [2], [], "1", [1.5]])
 def test_a_mean_of_stages_that_do_not_exist_is_refused(stages) -> None:
-    from helpers.runs import check
-
     config = {"name": "n", "dataset": {"name": "flickr8k"}, "encoder": "pocket-clip", "stages": [{}]}
     check(config | {"mean_of_stages": [1]})
     with pytest.raises(CaptioningError, match="mean_of_stages"):
