@@ -25,10 +25,9 @@ from torch.nn import functional as F
 
 from helpers.errors import CaptioningError, command
 from helpers.files import atomic_write, read_json, sha256_file, write_json
-from helpers.text import normalise
+from helpers.text import ORDERS, ngrams, normalise
 
 FILE = "consensus.safetensors"
-ORDERS = 4  # 1-grams to 4-grams, as in CIDEr
 ANCHORS_READ = 20  # a photo reads this many anchors, the nearer the more
 SHARPNESS = 0.05  # difference in cosine at which a neighbour counts e times less
 
@@ -37,8 +36,7 @@ Gram = tuple[str, ...]
 
 def grams(caption: str) -> list[Counter]:
     """Returns how often each n-gram occurs in a caption, a Counter for each order."""
-    words = normalise(caption)
-    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
+    return ngrams(normalise(caption))
 
 
 @dataclass

@@ -15,15 +15,10 @@ from torch import Tensor
 
 from helpers.decoding import decode
 from helpers.models import unwrapped
-from helpers.text import IGNORE, normalise, pad
+from helpers.text import IGNORE, ORDERS, ngrams, normalise, pad
 
-ORDERS = 4  # n-grams of one to four words
 SIGMA = 6.0  # how fast CIDEr-D's length penalty falls
 END_WORD = "<end>"
-
-
-def _ngrams(words: Sequence[str]) -> list[Counter]:
-    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
 
 
 @dataclass
@@ -47,14 +42,14 @@ class CiderD:
         self.words = {image: [normalise(c) + [END_WORD] for c in captions] for image, captions in references.items()}
         self.frequency: Counter = Counter()
         for captions in self.words.values():
-            self.frequency.update({gram for words in captions for counts in _ngrams(words) for gram in counts})
+            self.frequency.update({gram for words in captions for counts in ngrams(words) for gram in counts})
         self.log_images = math.log(max(2, len(self.words)))
         self.vectors: dict[str, list[_Vector]] = {}
 
     def _vector(self, words: Sequence[str]) -> _Vector:
         weights = [
             {gram: count * (self.log_images - math.log(max(1, self.frequency[gram]))) for gram, count in counts.items()}
-            for counts in _ngrams(words)
+            for counts in ngrams(words)
         ]
         norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
         return _Vector(weights, norms, len(words))
@@ -80,7 +75,7 @@ class CiderD:
 
 def sentence_bleu4(references: Sequence[Sequence[str]], words: Sequence[str]) -> float:
     """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004)."""
-    mine, theirs = _ngrams(words), [_ngrams(reference) for reference in references]
+    mine, theirs = ngrams(words), [ngrams(reference) for reference in references]
     log_precision = 0.0
     for n in range(ORDERS):
         clipped = sum(min(count, max(t[n][gram] for t in theirs)) for gram, count in mine[n].items())

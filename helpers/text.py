@@ -18,10 +18,16 @@ from helpers.files import read_json, write_json
 
 IGNORE = -100  # the label of a position that is not scored; PyTorch's cross_entropy skips it by default
 PAD, START, END, UNKNOWN = range(4)
+ORDERS = 4  # n-grams of one to four words, as BLEU and CIDEr count them
 SPECIALS = ["<pad>", "<start>", "<end>", "<unk>"]
 
 _APOSTROPHES = str.maketrans("", "", "'’`´")
 _NOT_WORD = re.compile(r"[^\w]+|_")
+
+
+def ngrams(words: Sequence[str]) -> list[Counter]:
+    """Returns how often each n-gram occurs, a Counter for each order."""
+    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
 
 
 def normalise(caption: str) -> list[str]:
