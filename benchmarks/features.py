@@ -168,7 +168,7 @@ def passes(version: int, paths: list[Path], rounds: int, compiled: bool) -> None
     first = next(iter(runs))
     print(f"\nefficientnet-lite{version}, 32 images a pass, bf16 in hardware: {hardware}")
     for name, values in seconds.items():
-        cosine = F.cosine_similarity(features[name].float(), features[first], dim=-1)
+        cosine = F.cosine_similarity(features[name].float(), features[first], dim=-1)[features[first].norm(dim=-1) > 0]
         print(
             f"  {name:34s} {32 / statistics.median(values):7.1f} images/s  {ratio(seconds[first], values):5.2f} times  "
             f"cosine to fp32: mean {cosine.mean():.5f}, worst region {cosine.min():.4f}"

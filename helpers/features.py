@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +21,10 @@ import torch
 from torch import Tensor
 
 from helpers.encoders import Encoder
+from helpers.encoding import encode_batches
 from helpers.errors import CaptioningError, command
 from helpers.feature_blocks import Block, complete, fill_together, this_process
 from helpers.files import atomic_write, cache_dir, read_json, write_json
-from helpers.images import open_image
 
 BLOCK = 256  # images between two saved marks of progress
 
@@ -158,32 +156,15 @@ def _encoded(
 ) -> Iterator[tuple[range, list[int], Tensor | None, dict[str, str]]]:
     """Yields (rows asked for, rows that are good, their features, reasons of the others), a batch at a time.
 
-    One batch ahead: the next is decoded while the encoder computes, and no more than two are in memory. A batch ends
-    where a block ends.
+    A batch ends where a block ends.
     """
-    names = list(paths)
-
-    def load(row: int) -> Tensor | str:
-        try:
-            pixels = encoder.prepare(open_image(paths[names[row]]))
-            return pixels.flip(-1) if flip else pixels
-        except CaptioningError as error:
-            return str(error)
-
-    batches = []
+    names, batches = list(paths), []
     for block in range(rows.start, rows.stop, BLOCK):
         end = min(block + BLOCK, rows.stop)
         batches += [range(start, min(start + batch_size, end)) for start in range(block, end, batch_size)]
-    waiting: deque = deque()
-    with ThreadPoolExecutor(4) as pool:
-        for number, batch in enumerate(batches):
-            for ahead in batches[number + len(waiting) : number + 2]:
-                waiting.append([pool.submit(load, row) for row in ahead])
-            pixels = [future.result() for future in waiting.popleft()]
-            good = [row for row, item in zip(batch, pixels, strict=True) if isinstance(item, Tensor)]
-            bad = {names[row]: item for row, item in zip(batch, pixels, strict=True) if isinstance(item, str)}
-            values = encoder.features(torch.stack([p for p in pixels if isinstance(p, Tensor)]), kind) if good else None
-            yield batch, good, values, bad
+    photos = ([(row, paths[names[row]]) for row in batch] for batch in batches)
+    for batch, (good, values, bad) in zip(batches, encode_batches(encoder, photos, kind, flip), strict=True):
+        yield batch, good, values, {names[row]: reason for row, reason in bad.items()}
 
 
 def _fill(encoder, paths, kind, flip, folder: Path, batch_size: int, progress: bool) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from helpers.cores import usable_cores
 from helpers.datasets import Dataset, load_dataset
 from helpers.errors import CaptioningError
 from helpers.images import open_image, shown
@@ -145,7 +145,7 @@ def _image_findings(dataset: Dataset, near: int, workers: int | None) -> list[tu
         except CaptioningError as error:
             return "unreadable", str(error)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         results = list(tqdm(pool.map(examine, images), total=len(images), desc="images", leave=False))
     found = [(result[0], image, result[1]) for image, result in zip(images, results, strict=True)
              if isinstance(result, tuple)]

@@ -21,6 +21,7 @@ from PIL import Image
 
 from helpers.errors import CaptioningError
 from helpers.locks import claimed, sweep
+from helpers.scene_crew import draw_all
 from helpers.scene_pen import OVERSAMPLE, WORLD
 from helpers.scene_places import weather
 from helpers.scene_plot import Scene
@@ -104,9 +105,8 @@ def _write(part: Path, wanted: dict) -> None:
     ):
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(("image", "caption"))
-        for number, name in enumerate(names):
-            picture, sentences, facts = draw_scene(f"{wanted['seed']}/{number}", wanted["size"])
-            picture.save(part / "Images" / name, "JPEG", quality=92, subsampling=0, optimize=False)
+        for name, (jpeg, sentences, facts) in zip(names, draw_all(wanted["seed"], count, wanted["size"]), strict=True):
+            (part / "Images" / name).write_bytes(jpeg)
             rows.writerows((name, sentence) for sentence in sentences)
             truth.write(json.dumps({"image": name, **facts}) + "\n")
     ends = {"train": (0, count - 2 * held), "dev": (count - 2 * held, count - held), "test": (count - held, count)}

@@ -16,9 +16,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING
 from helpers.dataset_table import Dataset, split_by_image
 from helpers.errors import CaptioningError, command
 from helpers.files import atomic_write, cache_dir
-from helpers.images import SUFFIXES, open_image, shown
+from helpers.images import SUFFIXES, shown
 
 if TYPE_CHECKING:
     from helpers.encoders import Encoder
@@ -148,46 +146,23 @@ def encode_shards(
     A killed job goes on with the first shard that is not done.
     """
     import numpy as np
-    import torch
 
+    from helpers.encoding import encode_batches
     from helpers.feature_blocks import Block, fill_together, this_process
-
-    def load(member: tuple[str, bytes]) -> torch.Tensor | str:
-        try:
-            pixels = encoder.prepare(open_image(member[1]))
-            return pixels.flip(-1) if flip else pixels
-        except CaptioningError as error:
-            return str(error)
 
     def work(key: str) -> Block:
         names, parts, failed = [], [], {}
-        with ThreadPoolExecutor(4) as pool:
-            for batch, pixels in _ahead(members(by_stem[key]), batch_size, pool, load):
-                good = [item for item in pixels if not isinstance(item, str)]
-                failed |= {name: item for name, item in zip(batch, pixels, strict=True) if isinstance(item, str)}
-                if not good:
-                    continue
-                values = encoder.features(torch.stack(good), kind).half().numpy()
-                names += [name for name, item in zip(batch, pixels, strict=True) if not isinstance(item, str)]
-                parts.append(values)
+        photos = members(by_stem[key])
+        batches = iter(lambda: list(islice(photos, batch_size)), [])
+        for good, values, bad in encode_batches(encoder, batches, kind, flip):
+            names += good
+            failed |= bad
+            if values is not None:
+                parts.append(values.half().numpy())
         return Block(names, np.concatenate(parts) if parts else None, failed)
 
     by_stem = {Path(shard).stem: shard for shard in shards}
     fill_together(cache, list(by_stem), work, process or this_process(), {"encoder": encoder.name, "kind": kind})
-
-
-def _ahead(source: Iterator[tuple[str, bytes]], size: int, pool, load) -> Iterator[tuple[list, list]]:
-    """Yields (names, loaded images) a batch at a time, while the next batch is being decoded."""
-    waiting: deque = deque()
-    while True:
-        batch = list(islice(source, size))
-        if batch:
-            waiting.append(([name for name, _ in batch], [pool.submit(load, member) for member in batch]))
-        if not waiting:
-            return
-        if len(waiting) > 1 or not batch:
-            names, futures = waiting.popleft()
-            yield names, [future.result() for future in futures]
 
 
 def _key(encoder: Encoder, shards: list[str], kind: str, flip: bool) -> str:

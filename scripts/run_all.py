@@ -97,18 +97,21 @@ def results_file(path: Path) -> Path:
 
 def how_many_at_once() -> int:
     """Returns 2 where two notebooks have a core and enough memory each, else 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from helpers.cores import usable_cores
+
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         memory = 0
-    return 2 if cores >= 2 and memory >= 2 * MEMORY_A_NOTEBOOK else 1
+    return 2 if usable_cores() >= 2 and memory >= 2 * MEMORY_A_NOTEBOOK else 1
 
 
 def run_notebooks(paths: list[Path], at_once: int) -> list[str]:
     """Executes the notebooks, started in order, `at_once` at a time. Returns the names of those that failed."""
+    from helpers.cores import usable_cores
+
     board = Board(paths)
-    threads = {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    threads = {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
 
     def run(path: Path) -> bool:
         board.start(path)
