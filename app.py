@@ -44,12 +44,12 @@ class Item:
 @st.cache_resource(show_spinner=False)
 def the_desk():
     """Returns the captioners of all visitors. The default one begins to load in the background."""
-    from generate_caption import device
+    from helpers.devices import pick_device
     from helpers.web_desk import Desk
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--checkpoint", action="append", default=[])
-    desk = Desk(parser.parse_known_args(sys.argv[1:])[0].checkpoint, device("auto"))
+    desk = Desk(parser.parse_known_args(sys.argv[1:])[0].checkpoint, pick_device())
     desk.warm_up()
     return desk
 

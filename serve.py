@@ -7,7 +7,6 @@ otherwise: there is no login, so put a proxy that has one in front before others
 import argparse
 import asyncio
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -16,8 +15,9 @@ from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from generate_caption import SAMPLING, decoding_options, device
 from helpers.captioner import Caption
+from helpers.decoding_options import CLASH, OPTIONS, clash, decoding_options
+from helpers.devices import pick_device
 from helpers.errors import CaptioningError
 from helpers.images import shown
 from helpers.web_desk import LIMITS, Busy, Desk, Limits, Photo
@@ -25,10 +25,7 @@ from helpers.web_guard import Guard, describe
 
 AT_ONCE = 8  # requests whose photos are in memory; others wait, with what they sent on disk
 CONNECTIONS = 128
-FIELDS = (
-    "images", "model", "beam_size", "top_p", "top_k", "temperature", "repetition_penalty", "length_penalty",
-    "clip_weight", "consensus_weight", "prompt", "max_length", "seed",
-)  # fmt: skip
+FIELDS = ("images", "model", *OPTIONS, "seed")
 SAID = {
     200: {"description": "One entry a photo, in order. A photo that cannot be captioned has `error` and no caption."},
     413: {"description": "Too many photos, or too large."},
@@ -38,14 +35,14 @@ SAID = {
 }
 
 
-def whole(low: int, high: int, text: str):
-    """Returns the type of a form field that holds a whole number, or nothing."""
-    return Annotated[int | None, Form(ge=low, le=high, description=text)]
-
-
-def real(above: float, high: float, text: str):
-    """Returns the type of a form field that holds a number above `above`, or nothing."""
-    return Annotated[float | None, Form(gt=above, le=high, allow_inf_nan=False, description=text)]
+def field(name: str, most: float):
+    """Returns the type of the form field of a decoding option: a number as the command line takes it, but at most
+    `most`, since strangers send it; or nothing."""
+    option = OPTIONS[name]
+    low = {"gt" if option.above else "ge": option.low}
+    finite = {"allow_inf_nan": False} if option.kind is float else {}
+    text = option.text[0].upper() + option.text[1:] + "."
+    return Annotated[option.kind | None, Form(**low, le=min(option.high, most), **finite, description=text)]
 
 
 def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
@@ -71,38 +68,32 @@ def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
         request: Request,
         images: Annotated[list[UploadFile], File(description=f"One to {limits.photos} photos.")],
         model: Annotated[str | None, Form(description="A captioner; /healthz lists them.")] = None,
-        beam_size: whole(1, 20, "Hypotheses kept at each step; 1 is greedy.") = None,
-        top_p: real(0, 1, "Sample from the likeliest words, P in all.") = None,
-        top_k: whole(1, 100_000, "Sample from the K likeliest words.") = None,
-        temperature: real(0, 100, "Sample; below 1 safer, above 1 wilder.") = None,
-        repetition_penalty: real(0, 100, "Above 1: fewer repeats.") = None,
-        length_penalty: real(-10, 10, "0 favours short captions.") = None,
-        clip_weight: Annotated[
-            float | None,
-            Form(ge=0, le=100, allow_inf_nan=False, description="Likeness of photo and caption counts so much."),
-        ] = None,
-        consensus_weight: Annotated[
-            float | None,
-            Form(ge=0, le=100, allow_inf_nan=False, description="The usual wording of such photos counts so much."),
-        ] = None,
+        beam_size: field("beam_size", 20) = None,
+        top_p: field("top_p", 1) = None,
+        top_k: field("top_k", 100_000) = None,
+        temperature: field("temperature", 100) = None,
+        repetition_penalty: field("repetition_penalty", 100) = None,
+        length_penalty: field("length_penalty", 10) = None,
+        clip_weight: field("clip_weight", 100) = None,
+        consensus_weight: field("consensus_weight", 100) = None,
         prompt: Annotated[str | None, Form(max_length=200, description="The words the caption begins with.")] = None,
-        max_length: whole(1, 60, "Tokens at most, the end included.") = None,
-        seed: whole(0, 2**63 - 1, "Makes sampling repeatable.") = None,
+        max_length: field("max_length", 60) = None,
+        seed: Annotated[int | None, Form(ge=0, le=2**63 - 1, description="Makes sampling repeatable.")] = None,
     ) -> list[dict]:
         if unknown := {*(await request.form())} - {*FIELDS}:
             raise HTTPException(422, f"Unknown field {shown(min(unknown))!r}. Known: {', '.join(FIELDS)}.")
         if len(images) > limits.photos:
             raise HTTPException(413, f"{len(images)} photos; send at most {limits.photos} a request.")
         given = {name: value for name, value in locals().items() if name in FIELDS[2:]}
-        if beam_size not in (None, 1) and any(given[name] is not None for name in SAMPLING):
-            raise HTTPException(422, "beam_size searches; top_p, top_k and temperature draw: choose.")
+        if clash(given):
+            raise HTTPException(422, CLASH)
         model = desk.known(model)
         async with app.state.room:
             results = await asyncio.gather(*(one(image, model) for image in images))
         good = [result for result in results if isinstance(result, Photo)]
         made = iter(())
         if good:
-            made = iter(await asyncio.wrap_future(desk.submit(good, model, **decoding_options(Namespace(**given)))))
+            made = iter(await asyncio.wrap_future(desk.submit(good, model, **decoding_options(given))))
         entries = [(next(made) if isinstance(result, Photo) else result).as_dict() for result in results]
         return JSONResponse(entries, status_code=200 if good else 422)
 
@@ -169,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     limits = Limits(seconds=arguments.seconds)
     try:
-        desk = Desk(arguments.checkpoint, device(arguments.device), limits=limits)
+        desk = Desk(arguments.checkpoint, pick_device(arguments.device), limits=limits)
         desk.captioner()
     except CaptioningError as error:
         print(f"serve.py: error: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import numpy as np
 
 from helpers.errors import CaptioningError
 from helpers.metrics import bleu_from_counts, tokenize
+from helpers.text import ngrams
 
 
 def diversity(
@@ -31,13 +32,13 @@ def diversity(
         raise CaptioningError("There are no captions to measure.")
     if max(map(len, groups)) == 1:
         groups = [flat]
-    keys = [" ".join(words) for words in flat]
+    keys, counts = [" ".join(words) for words in flat], [ngrams(words) for words in flat]
     result = {
         "length": float(np.mean([len(words) for words in flat])),
         "vocabulary": float(len({word for words in flat for word in words})),
         "different": len(set(keys)) / len(keys),
-        "distinct-1": _distinct(flat, 1),
-        "distinct-2": _distinct(flat, 2),
+        "distinct-1": _distinct(counts, 1),
+        "distinct-2": _distinct(counts, 2),
         "mBLEU-4": mutual_bleu(groups),
     }
     if train_captions is not None:
@@ -57,7 +58,7 @@ def mutual_bleu(groups: Sequence[Sequence[Sequence[str]]]) -> float:
 
 
 def _group_rows(group: Sequence[Sequence[str]]) -> list[list[int]]:
-    counts = [[Counter(_ngrams(words, n)) for n in (1, 2, 3, 4)] for words in group]
+    counts = [ngrams(words) for words in group]
     largest: dict[tuple, list[int]] = {}
     for of_caption in counts:
         for counter in of_caption:
@@ -83,10 +84,7 @@ def _group_rows(group: Sequence[Sequence[str]]) -> list[list[int]]:
     return rows
 
 
-def _distinct(captions: Sequence[Sequence[str]], n: int) -> float:
-    grams = [gram for words in captions for gram in _ngrams(words, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[start:] for start in range(n)), strict=False))
+def _distinct(counts: Sequence[Sequence[Counter]], n: int) -> float:
+    of_captions = [orders[n - 1] for orders in counts]
+    total = sum(counter.total() for counter in of_captions)
+    return len(set().union(*of_captions)) / total if total else 0.0

@@ -20,12 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from helpers.decoding_options import CLASH, add_options, clash, decoding_options
+from helpers.devices import pick_device
 from helpers.errors import CaptioningError
 from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, score_images
-
-SAMPLING = ("top_p", "top_k", "temperature")
-DECODING = ("beam_size", *SAMPLING, "repetition_penalty", "length_penalty", "clip_weight", "consensus_weight",
-            "prompt", "max_length")
 
 
 class Predictions(dict[str, str]):
@@ -139,24 +137,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     p.add_argument("--batch_size", type=int, default=64, help="images decoded at once")
     p.add_argument("--seed", type=int, default=0, help="makes sampling repeatable")
-    how = p.add_argument_group("decoding", "What is not given is as the checkpoint says.")
-    for name, kind in (("beam_size", int), ("top_p", float), ("top_k", int), ("temperature", float)):
-        how.add_argument(f"--{name}", type=kind)
-    for name in ("repetition_penalty", "length_penalty", "clip_weight", "consensus_weight"):
-        how.add_argument(f"--{name}", type=float)
-    for name, kind in (("max_length", int), ("prompt", str)):
-        how.add_argument(f"--{name}", type=kind)
+    add_options(p, "What is not given is as the checkpoint says.")
     return p
-
-
-def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the decoding options that were given; any sampling option asks for sampling."""
-    options = {name: getattr(arguments, name) for name in DECODING if getattr(arguments, name) is not None}
-    if any(name in options for name in SAMPLING):
-        options["method"] = "sample"
-    elif options.get("beam_size") == 1:
-        options["method"] = "greedy"
-    return options
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -238,23 +220,17 @@ def load_captioner(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     from helpers.captioner import Captioner
 
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA raises AssertionError
-        raise CaptioningError(f"Device {device!r} cannot be used here. Use auto or cpu.") from error
+    device = pick_device(arguments.device)
     torch.manual_seed(arguments.seed)
-    options = decoding_options(arguments)
-    if options.get("method") == "sample":
-        options["generator"] = torch.Generator(device).manual_seed(arguments.seed)
-    return Captioner.load(arguments.model, device=device), options
+    return Captioner.load(arguments.model, device=device), decoding_options(vars(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and runs it. Returns the exit status, 2 when the model or the data cannot be used."""
-    arguments = parser().parse_args(argv)
+    p = parser()
+    arguments = p.parse_args(argv)
+    if clash(vars(arguments)):
+        p.error(CLASH)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
         return run(arguments)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from helpers.devices import pick_device
 from helpers.errors import CaptioningError, unknown_name
 from helpers.files import cache_dir
 
@@ -108,7 +109,7 @@ def image_views(dataset, encoder_name: str, kind: str, flip: bool, crops: int = 
     """
     from helpers.encoders import load_encoder
 
-    encoder = load_encoder(encoder_name, "cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(encoder_name, pick_device())
     views = [features_of(encoder, dataset, kind, mirror) for mirror in ([False, True] if flip else [False])]
     if crops:
         from accelerate import PartialState

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from helpers.devices import pick_device
 from helpers.errors import CaptioningError, unknown_name
 from helpers.files import atomic_write
 from helpers.objectives import CrossEntropy
@@ -55,7 +56,7 @@ def make_accelerator(mixed_precision: str | None = None):
 
     from helpers.encoders import fast_bf16
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     mixed_precision = mixed_precision or ("bf16" if fast_bf16(device) else "no")
     if mixed_precision == "fp16" and device == "cpu":
         print("fp16 needs a GPU: this run is in fp32.", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from helpers.devices import pick_device
 from helpers.errors import CaptioningError
 
 # A pretrained CLIP forgets what it knows at the rates that our small model needs.
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("data/runs/tuned-clip"))
     parser.add_argument("--train_trunk", action="store_true", help="let the image tower learn as well")
     parser.add_argument("--no_mirror", action="store_true", help="no mirror images, where captions say left and right")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=pick_device())
     parser.add_argument("--seed", type=int, default=0)
     for name, kind in (("epochs", int), ("images_per_batch", int), ("captions_per_image", int), ("warmup_steps", int),
                        ("learning_rate", float), ("trunk_learning_rate", float)):  # fmt: skip

@@ -191,7 +191,7 @@ def test_clipscore_by_any_clip(folder: Path, captioner: Captioner, capsys, monke
         (["--hypotheses", "absent.tsv"], "Cannot read absent.tsv"),
         (["--table", "scores.xls"], "Known: .csv, .json, .md"),
         (["--device", "cuda:99"], "cuda:99"),
-        (["--beam_size", "0"], "at least 1"),
+        (["--prompt", "xylophone"], "does not know"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_reason(folder: Path, captioner, capsys, more, message) -> None:

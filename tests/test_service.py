@@ -21,6 +21,7 @@ import generate_caption
 import serve
 from helpers import web_desk
 from helpers.captioner import Captioner
+from helpers.decoding_options import OPTIONS
 from helpers.errors import CaptioningError
 from helpers.web_desk import Busy, Desk, Limits
 from scripts.screenshot import free_port
@@ -202,8 +203,17 @@ def test_empty_fields_of_a_form_are_no_fields(desk, samples) -> None:
     assert blank.status_code == 200 and same(blank.json()[0], none.json()[0])
 
 
-def test_it_takes_the_decoding_options_of_the_command_line() -> None:
-    assert set(serve.FIELDS) == {"images", "model", "seed", *generate_caption.DECODING}
+def test_it_takes_the_decoding_options_of_the_command_line(desk) -> None:
+    (schema,) = send(desk, lambda c: c.get("/openapi.json"))
+    (form,) = (body for name, body in schema.json()["components"]["schemas"].items() if name.startswith("Body"))
+    fields = {*form["properties"]}
+    assert fields == {*serve.FIELDS} == {"images", "model", "seed", *OPTIONS}
+    arguments = {action.dest for action in generate_caption.parser()._actions}
+    assert fields - {"images"} <= arguments and {"temperature", "consensus_weight"} <= fields
+    (likeliest,) = (kind for kind in form["properties"]["top_p"]["anyOf"] if kind["type"] == "number")
+    assert likeliest["exclusiveMinimum"] == 0 and likeliest["maximum"] == 1
+    (beam,) = (kind for kind in form["properties"]["beam_size"]["anyOf"] if kind["type"] == "integer")
+    assert beam["minimum"] == 1 and beam["maximum"] == 20  # the command line has no upper bound
 
 
 def test_health_and_description(desk) -> None:
