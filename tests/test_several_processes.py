@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from helpers import feature_blocks
 from helpers import features as cache
@@ -147,6 +148,8 @@ def test_a_killed_job_goes_on_with_another_number_of_processes(photos, tmp_path)
 
 
 def test_what_one_process_had_done_is_taken_over(photos, tmp_path, monkeypatch) -> None:  # noqa: F811
+    torch.set_num_threads(1)  # a thread after the other, so that two blocks are whole when the third fails
+
     class Stops(Tiny):
         def grid(self, pixels):
             if self.encoded >= 16:
