@@ -52,7 +52,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
     right.set(title="reading its own words", ylabel="score on dev", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+    left.legend()
+    right.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if several else {}))  # many curves leave no room
     return figure
 
 
@@ -116,10 +117,12 @@ def grid_side(regions: int) -> int:
     return side
 
 
-def lit(photo: Photo, weights: np.ndarray, brightest: float, dark: float = 0.25) -> Image.Image:
-    """Returns the photo, SIDE pixels square, lit by `weights` [R]: full light at `brightest` and above, `dark` at 0."""
+def lit(photo: Photo, weights: np.ndarray, brightest: float, darkest: float = 0.0, dark: float = 0.25) -> Image.Image:
+    """Returns the photo, SIDE pixels square, lit by `weights` [R]: full light at `brightest` and above, the share
+    `dark` of it at `darkest` and below."""
     side = grid_side(len(weights))
-    light = np.clip(np.asarray(weights, dtype=np.float32) / max(brightest, 1e-9), 0, 1).reshape(side, side)
+    light = (np.asarray(weights, dtype=np.float32) - darkest) / max(brightest - darkest, 1e-9)
+    light = np.clip(light, 0, 1).reshape(side, side)
     smooth = Image.fromarray(light).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     mask = dark + (1 - dark) * np.clip(np.asarray(smooth), 0, 1)[..., None]  # [S, S, 1]
     picture = np.asarray(as_picture(photo).resize((SIDE, SIDE)), dtype=np.float32)
@@ -137,21 +140,21 @@ def attention_words(
 ) -> Figure:
     """Returns the photo once as it is and once a word, lit where the model looked when it chose that word.
 
-    attention: [T, R], rows sum to 1. One scale of light serves all words, so a word that looks everywhere stays dim.
+    attention: [T, R], rows sum to 1. Each word has a scale of its own, from its smallest to its largest weight; both
+    stand above it, since what is easy to see may be a small difference from 1 / R, which stands above the photo.
     notes: a line below each word. boxes: word number -> [left, top, right, bottom] as fractions of the photo.
     """
     attention = np.asarray(attention, dtype=float)[: len(words)]  # [T, R]
-    brightest = float(attention.max())
     rows = -(-(len(words) + 1) // columns)
     cell = width / columns
-    figure = Figure(figsize=(width, rows * (cell + 0.28)))
+    figure = Figure(figsize=(width, rows * (cell + (0.4 if notes is None else 0.56))))
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels:
         axes.axis("off")
-    _picture(panels[0], as_picture(photo).resize((SIDE, SIDE)), "the photo")
-    for number, (axes, word) in enumerate(zip(panels[1:], words, strict=False)):
-        title = word if notes is None else f"{word}\n{notes[number]}"
-        _picture(axes, lit(photo, attention[number], brightest), title)
+    _picture(panels[0], as_picture(photo).resize((SIDE, SIDE)), f"the photo\neven: {1 / attention.shape[1]:.3f}")
+    for number, (axes, word, weights) in enumerate(zip(panels[1:], words, attention, strict=False)):
+        lines = [word, f"{weights.min():.3f} to {weights.max():.3f}", *([] if notes is None else [notes[number]])]
+        _picture(axes, lit(photo, weights, weights.max(), weights.min()), "\n".join(lines))
         if boxes and number in boxes:
             left, top, right, bottom = (SIDE * value for value in boxes[number])
             frame = {"fill": False, "edgecolor": COLOURS["orange"], "linewidth": 1.5}

@@ -243,10 +243,11 @@ def score_bars(scores: pd.DataFrame, width: float = WIDTH) -> Figure:
 def grouped_bars(axes: Axes, scores: pd.DataFrame, label: str) -> None:
     """Draws a group of bars a column of `scores`, a colour a row, with each value above its bar as `label` has it."""
     thick = 0.8 / len(scores)
+    letters = TEXT - (1 if scores.size <= 15 else 3)  # narrow bars leave little room above them
     for number, (name, row) in enumerate(scores.iterrows()):
         places = np.arange(len(row)) + (number - (len(scores) - 1) / 2) * thick
         bars = axes.bar(places, row.astype(float), width=thick * 0.92, label=name)
-        axes.bar_label(bars, fmt=label, size=TEXT - 1)
+        axes.bar_label(bars, fmt=label, size=letters)
     axes.set_xticks(range(len(scores.columns)), scores.columns)
     axes.grid(axis="x", visible=False)
 

@@ -124,13 +124,16 @@ def where(weights: np.ndarray) -> str:
 def gaze(photo: Image.Image, words: Sequence[str], attention: np.ndarray) -> list[tuple[Image.Image, str, str]]:
     """Returns for each word: the photo lit where the model looked when it chose it, the word, and a description.
 
-    attention: [T, R], rows sum to 1. Each word has its own scale: one that looks everywhere is bright.
+    attention: [T, R], rows sum to 1. Each word has its own scale, from its smallest to its largest weight.
     """
     from helpers.model_plots import lit
 
     attention = np.asarray(attention, dtype=float)
     shown = [(word, row) for word, row in zip(words, attention, strict=False) if word.strip()]  # not the end token
-    return [(lit(photo, row, row.max()), word, f"For the word {word} it looked {_place(row)}.") for word, row in shown]
+    return [
+        (lit(photo, row, row.max(), row.min()), word, f"For the word {word} it looked {_place(row)}.")
+        for word, row in shown
+    ]
 
 
 def _place(weights: np.ndarray) -> str:

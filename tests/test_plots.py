@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers import plots
+from helpers import model_plots, plots
 
 
 def texts(figure: Figure) -> str:
@@ -112,3 +112,29 @@ def test_show_stores_a_small_picture_and_its_words(monkeypatch, kind: str) -> No
     assert seen["metadata"][kind]["alt"] == "A red photo."
     picture = Image.open(io.BytesIO(base64.b64decode(seen["data"][kind])))
     assert picture.format == kind[6:].upper() and picture.width == plots.WIDTH * plots.DPI
+
+
+def test_light_falls_where_the_weights_are() -> None:
+    white, weights = photo("white", (90, 90)), np.array([0.1, 0.1, 0.1, 0.7])
+    from_zero = np.asarray(model_plots.lit(white, weights, brightest=0.7))
+    stretched = np.asarray(model_plots.lit(white, weights, brightest=0.7, darkest=0.1))
+    assert from_zero[-1, -1].min() >= 250 and stretched[-1, -1].min() >= 250
+    assert 63 <= stretched[0, 0].max() <= 66  # a quarter of the light is left
+    assert 80 <= from_zero[0, 0].max() <= 95  # and a seventh of the way up
+    even = np.asarray(model_plots.lit(white, np.full(4, 0.25), brightest=0.25, darkest=0.25))
+    assert even.min() == even.max()
+
+
+def test_words_stand_above_what_was_looked_at_with_the_range_of_their_weights() -> None:
+    attention = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]])
+    figure = model_plots.attention_words(photo("white"), ["dog", "runs"], attention, notes=["gate 0.5", "gate 0.9"])
+    first, dog, runs = [axes.get_title() for axes in figure.axes][:3]
+    assert first == "the photo\neven: 0.250"
+    assert dog == "dog\n0.100 to 0.400\ngate 0.5" and runs == "runs\n0.250 to 0.250\ngate 0.9"
+    picture = np.asarray(figure.axes[1].images[0].get_array())
+    assert picture[-1, -1, 0] > 250 > 70 > picture[0, 0, 0]
+
+
+def test_many_bars_have_small_numbers() -> None:
+    few, many = (plots.score_bars(pd.DataFrame(np.full((3, n), 0.5), columns=map(str, range(n)))) for n in (5, 7))
+    assert [figure.axes[0].texts[0].get_size() for figure in (few, many)] == [plots.TEXT - 1, plots.TEXT - 3]
