@@ -25,10 +25,10 @@ run: environment  ## run every notebook, caption the sample photos, print the re
 test: environment  ## lint, unit tests, every cell of every notebook, browser test
 	@sh scripts/get_chromium.sh
 	@$(PYTHON) -m ruff check .
-	@status=0; \
-	$(PYTHON) -m pytest tests $(PYTEST_OPTIONS) || status=1; \
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTHON) -m pytest notebooks -n 2 --dist loadfile $(PYTEST_OPTIONS) \
-		|| status=1; \
+	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; status=0; \
+	for part in tests notebooks; do \
+		$(PYTHON) -m pytest $$part -n 2 --dist loadfile $(PYTEST_OPTIONS) || status=1; \
+	done; \
 	exit $$status
 
 lint: environment  ## check style only

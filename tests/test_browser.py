@@ -51,6 +51,7 @@ def visit(chrome, server):
         tabs.append(tab)
         tab.goto(server)
         tab.get_by_role("heading", name="Caption a photo").wait_for()
+        tab.wait_for_selector("[data-test-script-state=notRunning]")  # all of it is there, and nothing takes the focus
         return tab
 
     yield go
