@@ -28,6 +28,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from helpers.cores import usable_cores  # noqa: E402
+
 CAPTIONS = 5  # a photo, in Flickr8k and COCO
 
 
@@ -182,7 +184,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="efficientnet-lite2")
     parser.add_argument("--kind", default="grid")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

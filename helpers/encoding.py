@@ -28,6 +28,14 @@ Key = TypeVar("Key", bound=Hashable)
 Encoded = tuple[list[Key], Tensor | None, dict[Key, str]]
 
 
+def worker_threads(encoder: Encoder) -> tuple[int, int]:
+    """Returns how many threads work for this encoder, and how many cores the network takes in each."""
+    if encoder.device.type != "cpu":
+        return THREADS, 1
+    each = -(-torch.get_num_threads() // MOST_THREADS)
+    return torch.get_num_threads() // each, each
+
+
 def encode_batches(
     encoder: Encoder, batches: Iterable[Sequence[tuple[Key, Path | bytes]]], kind: str, flip: bool = False
 ) -> Iterator[Encoded]:
@@ -37,7 +45,7 @@ def encode_batches(
     A photo is a path or the bytes of a file; `flip` encodes its mirror image. Threads plus one batches are in memory.
     """
     on_cpu, cores = encoder.device.type == "cpu", torch.get_num_threads()
-    threads = min(cores, MOST_THREADS) if on_cpu else THREADS
+    threads, each = worker_threads(encoder)
 
     def load(photos: Sequence[tuple[Key, Path | bytes]]) -> Encoded:
         good, pixels, failed = [], [], {}
@@ -56,7 +64,7 @@ def encode_batches(
 
     def begin() -> None:
         if on_cpu:  # how many cores PyTorch takes is a setting of each thread
-            torch.set_num_threads(max(1, cores // threads))
+            torch.set_num_threads(each)
 
     first, second = (lambda photos: encode(load(photos)), lambda done: done) if on_cpu else (load, encode)
     source, waiting = iter(batches), deque[Future]()
@@ -68,5 +76,7 @@ def encode_batches(
                 return
             yield second(waiting.popleft().result())
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # the libraries underneath keep one number for all threads
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # also when waiting is cut short
+            torch.set_num_threads(cores)  # the libraries underneath keep one number for all threads

@@ -155,7 +155,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         captioner, options = load_captioner(arguments)
         name = captioner.name
-        about["decoding"] = {**captioner.decoding, **{k: v for k, v in options.items() if k != "generator"}}
+        search = {**captioner.decoding, **{k: v for k, v in options.items() if k != "generator"}}
+        unused = () if search.get("method", "beam") == "beam" else ("beam_size", "clip_weight", "consensus_weight")
+        about["decoding"] = {name: value for name, value in search.items() if name not in unused}
         captions = predict(captioner, dataset, arguments.split, batch_size=arguments.batch_size, **options)
         failed, speed = captions.failed, round(len(captions) / max(captions.seconds, 1e-9), 2)
         references = {image: references[image] for image in captions}

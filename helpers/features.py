@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from helpers.encoders import Encoder
-from helpers.encoding import encode_batches
+from helpers.encoding import encode_batches, worker_threads
 from helpers.errors import CaptioningError, command
 from helpers.feature_blocks import Block, complete, fill_together, this_process
 from helpers.files import atomic_write, cache_dir, read_json, write_json
@@ -156,9 +156,11 @@ def _encoded(
 ) -> Iterator[tuple[range, list[int], Tensor | None, dict[str, str]]]:
     """Yields (rows asked for, rows that are good, their features, reasons of the others), a batch at a time.
 
-    A batch ends where a block ends.
+    A batch ends where a block ends. Few rows make small batches, so that every thread has some; they are whole forward
+    passes, so that a picture's features do not depend on it.
     """
-    names, batches = list(paths), []
+    names, batches, whole = list(paths), [], encoder.chunk
+    batch_size = min(batch_size, whole * max(1, -(-len(rows) // (whole * worker_threads(encoder)[0]))))
     for block in range(rows.start, rows.stop, BLOCK):
         end = min(block + BLOCK, rows.stop)
         batches += [range(start, min(start + batch_size, end)) for start in range(block, end, batch_size)]

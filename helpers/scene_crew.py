@@ -46,10 +46,7 @@ def draw_all(seed: int, count: int, size: int) -> Iterator[Drawn]:
             else:  # no workers, or one that was killed, for instance for its memory
                 yield draw_one(seed, number, size)
     finally:
-        for worker in workers:
-            worker.stdout.close()
-            worker.kill()
-            worker.wait()
+        _dismiss(workers)
 
 
 def _hire(workers: int, *task: int) -> list[subprocess.Popen]:
@@ -62,13 +59,20 @@ def _hire(workers: int, *task: int) -> list[subprocess.Popen]:
         for first in range(workers):
             command = [sys.executable, "-m", "helpers.scene_crew", str(first), str(workers), *map(str, task)]
             streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            hired.append(subprocess.Popen(command, env=paths, **streams))
-    except OSError:  # no process to be had: the others' pictures are drawn here
-        for worker in hired:
-            worker.kill()
-            worker.wait()
-        return []
+            hired.append(subprocess.Popen(command, env=paths, cwd=root, **streams))  # root: its `helpers`, no other
+    except BaseException as error:
+        _dismiss(hired)
+        if not isinstance(error, OSError):
+            raise
+        return []  # no process to be had: the pictures are drawn here
     return hired
+
+
+def _dismiss(workers: list[subprocess.Popen]) -> None:
+    for worker in workers:
+        worker.stdout.close()
+        worker.kill()
+        worker.wait()
 
 
 def main(first: int, step: int, seed: int, count: int, size: int) -> None:

@@ -109,7 +109,7 @@ def main() -> int:
     card = f"""# {options.name}
 
 A captioner of class `{config["model"]["class"]}` on features of `{config["encoder"]}`
-({config.get("features", "grid")}), {size:.1f} MB in fp16.
+({config.get("inference_features") or config.get("features", "grid")}), {size:.1f} MB in fp16.
 
 - **Data**: the training split of Flickr8k (Hodosh et al. 2013; 6,000 photos, 30,000 captions; research and education
   only).
