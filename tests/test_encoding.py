@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.encoders import Encoder, load_encoder
-from helpers.encoding import MOST_THREADS, THREADS, encode_batches
+from helpers.encoding import MOST_THREADS, THREADS, encode_batches, worker_threads
 
 
 class Brightness(Encoder):
@@ -70,6 +70,14 @@ def test_batches_come_in_order_with_their_features(cores, gpu) -> None:
     else:
         assert all(name.startswith("encode") for name in threads) and len(threads) <= min(cores, MOST_THREADS)
         assert {count for _, count in encoder.seen} == {max(1, cores // MOST_THREADS)}  # in all not more than before
+
+
+@pytest.mark.parametrize(
+    ("has", "threads", "each"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (12, 6, 2), (15, 7, 2), (16, 8, 2), (64, 8, 8)]
+)
+def test_nearly_every_core_is_used_and_none_twice(monkeypatch, has, threads, each) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: has)
+    assert worker_threads(Brightness()) == (threads, each)
 
 
 def test_a_bad_photo_costs_no_other_its_features() -> None:

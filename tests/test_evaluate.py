@@ -199,6 +199,14 @@ def test_wrong_usage_ends_with_2_and_a_reason(folder: Path, captioner, capsys, m
     assert message in err and "Traceback" not in err
 
 
+def test_the_settings_name_only_what_was_used(folder: Path, captioner, capsys) -> None:
+    for more, decoding in ((["--beam_size", "1"], {"method": "greedy"}), (["--beam_size", "2"], {"beam_size": 2})):
+        _, err = run(folder, capsys, *more)
+        said = json.loads(err.split("settings: ")[1].splitlines()[0])["decoding"]
+        assert {name: said.get(name) for name in decoding} == decoding
+        assert ("beam_size" in said) == ("beam_size" in decoding)
+
+
 def test_an_empty_split_is_named(captioner: Captioner) -> None:
     class Empty:
         name = "empty"

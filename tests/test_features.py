@@ -98,6 +98,20 @@ def test_every_image_gets_its_own_features_once(photos, batch_size) -> None:
     assert encoder.encoded == 40  # the second time from the cache
 
 
+def test_few_photos_are_shared_among_the_threads(photos) -> None:
+    class Small(Tiny):
+        chunk = 2
+
+        def features(self, pixels: Tensor, kind: str) -> Tensor:
+            sizes.append(len(pixels))
+            return super().features(pixels, kind)
+
+    sizes: list[int] = []
+    few = dict(list(photos.items())[:6])
+    assert_right(cache_features(Small(), few), few)
+    assert sorted(sizes) == [2, 4]  # two threads; four are two whole forward passes
+
+
 def test_mirrored_features_are_those_of_the_mirror_image(photos) -> None:
     plain, mirrored = cache_features(Tiny(), photos), cache_features(Tiny(), photos, flip=True)
     assert torch.allclose(plain["photo 0.png"][[1, 0, 3, 2]], mirrored["photo 0.png"], atol=0.1)
