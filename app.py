@@ -231,8 +231,9 @@ def main() -> None:
     try:
         with st.spinner("Starting …"):
             desk = the_desk()
-    except CaptioningError as error:
-        st.error(web_page.plain(str(error)))
+    except CaptioningError as error:  # it names folders, which are no business of a visitor
+        print(f"app.py: {error}", file=sys.stderr)
+        st.error("The captioners cannot be loaded. The terminal in which this page was started says why.")
         return
     model, options = settings(desk)
     if items:

@@ -6,6 +6,7 @@ the vocabulary or tokenizer, and a card, `README.md`. They travel together and a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,11 +113,22 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
             "decoding": config.get("decoding", {}),
             "tokenizer": tokenizer_file,
             "sha256": {name: sha256_file(folder / name) for name in ("model.safetensors", tokenizer_file)},
+            **({"left_out": left_out_digest(model)} if left_out else {}),
             **(extra or {}),
         },
     )
     write_json(folder / "training.json", {key: value for key, value in config.items() if key != "output"})
     return folder
+
+
+def left_out_digest(model: nn.Module) -> str:
+    """Returns 16 hexadecimal digits that change with the weights that a checkpoint of `model` leaves out, as fp16."""
+    digest, state = hashlib.sha256(), model.state_dict()
+    for name in sorted(model.left_out()):
+        value = state[name].detach().cpu()
+        digest.update(name.encode())
+        digest.update((value.half() if value.is_floating_point() else value).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool = False) -> tuple[nn.Module, dict]:
@@ -159,6 +171,11 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
     if wrong:
         raise CaptioningError(
             f"The weights in {folder} do not fit its configuration: {sorted(wrong)[:3]}. Fetch the checkpoint again."
+        )
+    if left_out and config.get("left_out", left_out_digest(model)) != left_out_digest(model):
+        raise CaptioningError(
+            f"The language model {model.config['language_model']!r} is not the one that {folder} was trained with "
+            "(its weights differ). Fetch both anew."
         )
     model.load_state_dict(tensors, strict=False)
     if config["tokenizer"] == "vocabulary.json":

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from helpers.encoders import Encoder, weights_fingerprint
 from helpers.errors import CaptioningError, unknown_name
+from helpers.files import whole_files
 
 
 def middle(image: Image.Image, longest: int = 16) -> Image.Image:
@@ -305,6 +306,7 @@ class HuggingFaceClipEncoder(ClipEncoder):
 
     def save(self, folder: str | Path) -> Path:
         """Writes model, tokenizer and image processor with `save_pretrained`; returns the folder."""
-        for part in (self.module, self.tokenizer, self.processor):
-            part.save_pretrained(folder)
+        with whole_files(folder) as place:
+            for part in (self.module, self.tokenizer, self.processor):
+                part.save_pretrained(place)
         return Path(folder)

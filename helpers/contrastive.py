@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.errors import CaptioningError
 from helpers.training_state import Average, load_state, save_state
 
 
@@ -105,6 +104,7 @@ def fine_tune(
     """
     from helpers.batches import Batch
     from helpers.objectives import CrossEntropy
+    from helpers.stability import Watch
     from helpers.stages import _schedule, make_accelerator, make_optimizer, seed_everything, write_history
     from helpers.text import teacher_forcing_batch
 
@@ -126,6 +126,8 @@ def fine_tune(
     names = list(train)
     batches = max(1, len(names) // images_per_batch)
     settings = {"warmup_steps": warmup_steps, "schedule": "cosine"}
+    words = len(captioner.tokenizer) if captioner is not None else 0
+    watch = Watch("contrastive", max(words, images_per_batch * captions_per_image), False, last)
     for epoch in range(state["epoch"], epochs):
         began, losses, word_losses = time.perf_counter(), [], []
         seed_everything(seed * 1000 + epoch)
@@ -154,15 +156,11 @@ def fine_tune(
                     word_loss, tokens, _ = CrossEntropy()(captioner, Batch(chosen, out[1], owner, *pair))
                     total = loss + caption_weight * word_loss / tokens
                     word_losses.append(float(word_loss.detach() / tokens))
-            if not torch.isfinite(total):
-                raise CaptioningError(
-                    f"The loss is {float(total.detach())} at step {state['step'] + 1}; lower the learning rates."
-                )
+            watch.loss(total, state["step"], epoch, chosen)
             optimizer.zero_grad()
             total.backward()
-            nn.utils.clip_grad_norm_(rest, 1.0)
-            if trunk:
-                nn.utils.clip_grad_norm_(trunk, 1.0)
+            for part in filter(None, (rest, trunk)):
+                watch.gradients(nn.utils.clip_grad_norm_(part, 1.0), state["step"], epoch, chosen)
             optimizer.step()
             state["step"] += 1
             mean.update(state["step"])
@@ -180,6 +178,8 @@ def fine_tune(
             write_history(folder / "history.csv", state["history"])
         if callback:
             callback(row)
+    if last:  # once more, for a run that was killed between its last state and its history
+        write_history(folder / "history.csv", state["history"])
     with torch.no_grad():
         mean._swap()
     return state["history"]

@@ -148,6 +148,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     dataset = load_dataset(arguments.dataset, arguments.data_dir)
     references, failed, captioner = dataset.references(arguments.split), {}, None
+    for note in dataset.notes:
+        print(f"{dataset.name}: {note}", file=sys.stderr)
     about: dict[str, Any] = {"split": arguments.split, "seed": arguments.seed}
     if arguments.hypotheses:
         name = arguments.model or Path(arguments.hypotheses).stem

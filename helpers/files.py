@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,31 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder, whose files take their places in `folder` when the block ends without an error.
+
+    For libraries that write several files by themselves: until all of them are whole, `folder` stays as it was. Raises
+    CaptioningError as `atomic_write` does.
+    """
+    folder, part = Path(folder), None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent, f".{glob.escape(folder.name)}.*.part")
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        with claimed(part):
+            yield part
+            for file in sorted(part.iterdir()):
+                os.replace(file, folder / file.name)
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise _cannot_write(folder, error) from error
+        raise
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from helpers.errors import CaptioningError
-from helpers.files import atomic_write, cache_dir, read_json
+from helpers.files import atomic_write, cache_dir, read_json, whole_files
 from helpers.text import IGNORE, normalise, pad
 
 END_TEXT = "<|endoftext|>"
@@ -149,18 +149,17 @@ def save_language_model(folder: str | Path, model: nn.Module, tokenizer: Caption
     from transformers import PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.tokenizer, eos_token=END_TEXT, bos_token=END_TEXT, unk_token=END_TEXT
     )
-    wrapped.save_pretrained(folder)
     half = type(model)(model.config).half()
     half.load_state_dict(model.state_dict())
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # written in a moment
     try:
-        half.save_pretrained(folder)
+        with whole_files(folder) as part:
+            wrapped.save_pretrained(part)
+            half.save_pretrained(part)
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -203,6 +202,7 @@ def pretrain(
     import math
     import time
 
+    from helpers.stability import Watch
     from helpers.stages import (
         _schedule,
         make_accelerator,
@@ -230,6 +230,7 @@ def pretrain(
     steps = -(-len(train) // batch_size)
     settings = {"warmup_steps": warmup_steps, "schedule": "cosine"}
     longest = model.config.n_positions
+    watch = Watch("cross_entropy", len(tokenizer), False, last)
 
     def loss_of(sequences: list[list[int]]) -> torch.Tensor:
         sequences = [s[:longest] for s in sequences]
@@ -251,10 +252,14 @@ def pretrain(
         for start in range(0, len(texts), batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(settings, state["step"], epochs * steps)
-            loss = loss_of(texts[start : start + batch_size])
+            batch = texts[start : start + batch_size]
+            loss = loss_of(batch)
+            told = [repr(tokenizer.decode(text)[:40]) for text in batch[:4]]
+            watch.loss(loss, state["step"], epoch, told)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            watch.gradients(norm, state["step"], epoch, told)
             optimizer.step()
             state["step"] += 1
             losses.append(float(loss.detach()))
@@ -279,6 +284,8 @@ def pretrain(
             write_history(folder / "history.csv", state["history"])
         if callback:
             callback(row)
+    if last:  # once more, for a run that was killed between its last state and its history
+        write_history(folder / "history.csv", state["history"])
     model.load_state_dict(best)
     model.cpu()
     return state["history"]

@@ -37,8 +37,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
         curves = [
             (left, "train", [row["train_loss"] if "reward" not in row else np.nan for row in rows]),
             (left, "dev", [row["dev_loss"] for row in rows]),
-            (right, "BLEU-4", [row["BLEU-4"] for row in rows]),
-            (right, "CIDEr", [row["CIDEr"] for row in rows]),
+            (right, "BLEU-4", [row.get("BLEU-4", np.nan) for row in rows]),
+            (right, "CIDEr", [row.get("CIDEr", np.nan) for row in rows]),
         ]
         for number, (axes, what, values) in enumerate(curves):
             # One run: a colour a curve. Several: a colour a run, and the line's style tells its curves apart.

@@ -19,6 +19,7 @@ A configuration is a JSON object:
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ import torch
 from helpers.devices import pick_device
 from helpers.errors import CaptioningError, unknown_name
 from helpers.files import cache_dir
+from helpers.images import shown
 
 KEYS = {
     "name", "dataset", "encoder", "features", "flip", "crops", "model", "vocabulary", "stages", "start_from",
@@ -46,6 +48,7 @@ def prepare(config: dict):
         )
     kind, flip, crops = config.get("features", "grid"), config.get("flip", False), config.get("crops", 0)
     views = image_views(dataset, config["encoder"], kind, flip, crops)
+    tell(dataset, getattr(views[0], "failed", {}))
     seed_everything(config.get("seed", 0))
     if config.get("start_from"):
         from helpers.captioner import load_checkpoint
@@ -61,6 +64,16 @@ def prepare(config: dict):
         )
     folder = Path(config.get("output") or cache_dir() / "runs" / config["name"])
     return Run(model, train, dev, views, folder, config.get("seed", 0))
+
+
+def tell(dataset, failed: dict[str, str]) -> None:
+    """Prints to standard error what the reader mended or left out, and the images that could not be read."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    for line in (*dataset.notes, *(f"{shown(name)} is left out: {reason}" for name, reason in failed.items())):
+        print(f"{dataset.name}: {line}", file=sys.stderr)
 
 
 def check(config: dict) -> None:

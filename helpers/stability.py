@@ -23,7 +23,7 @@ class Watch:
     skipped and the loss scaled down (Micikevicius et al. 2018, section 3.2), unless that goes on and on.
     """
 
-    def __init__(self, objective: str, words: int, scaled: bool, last: Path):
+    def __init__(self, objective: str, words: int, scaled: bool, last: Path | None):
         self.limit = EXPLODED * math.log(max(words, 3)) * (MAX_REWARD if objective == "self_critical" else 1)
         self.scaled, self.last, self.overflows = scaled, last, 0
 
@@ -49,10 +49,10 @@ class Watch:
 
     def _stop(self, what: str, step: int, epoch: int, images: Sequence[str]) -> None:
         good = "No epoch had been completed, so there is no checkpoint."
-        if self.last.exists():
+        if self.last is not None and self.last.exists():
             good = f"The last good checkpoint is {self.last}."
         raise CaptioningError(
-            f"{what} at step {step + 1} (epoch {epoch + 1}), in the batch of images {', '.join(images[:4])}, … . "
+            f"{what} at step {step + 1} (epoch {epoch + 1}), in the batch of {', '.join(images[:4])}, … . "
             f"Training stopped before the weights were changed. {good} Lower the learning rate or clip, or switch "
             "mixed precision off."
         )

@@ -23,7 +23,7 @@ from torch import nn
 from helpers.batches import CaptionBatches
 from helpers.decoding import decode
 from helpers.errors import command
-from helpers.files import read_json
+from helpers.files import atomic_write, read_json
 from helpers.locks import only_one
 from helpers.objectives import CrossEntropy
 from helpers.stability import Watch
@@ -156,6 +156,8 @@ def _run_stage(run: Run, settings: dict, number: int, accelerator, callback, pro
             callback(row)
     load_state(best, run.model)
     run.history += state["history"]
+    if accelerator.is_main_process:  # once more, for a run that was killed between its last state and its history
+        write_history(run.folder / "history.csv", run.history)
     return state["history"]
 
 
@@ -234,6 +236,10 @@ def train(
         load_mean([run.folder / f"stage{number}-best.safetensors" for number in config["mean_of_stages"]], run.model)
     if accelerator.is_main_process:
         save_checkpoint(run.folder, run.model, config)
+        from helpers.model_plots import training_curves
+
+        with atomic_write(run.folder / "history.png") as temporary:
+            training_curves(run.history).savefig(temporary, format="png")
     return run
 
 

@@ -435,3 +435,22 @@ def test_unknown_options_are_named(folders) -> None:
             {"feature_width": WIDTH, "language_model": str(folders["gpt2"]), "mapper": "transformer",
              "mapper_options": {"layrs": 2}},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("tune", ["none", "lora"])
+def test_another_language_model_under_the_same_name_is_refused(folders, tmp_path, small_encoder, tune) -> None:
+    """The checkpoint carries none of its weights, so only a digest can tell it from the one of the training."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(folders["gpt2"], tmp_path / "lm")
+    save_checkpoint(tmp_path / "saved", clipcap(folder, tune=tune), {"name": "toy", "encoder": "small"})
+    load_checkpoint(tmp_path / "saved")
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    words = next(name for name in tensors if name.endswith("wte.weight"))
+    tensors[words] = tensors[words].roll(1, 0).contiguous()  # the same numbers, each another word's
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(CaptioningError, match="is not the one that .*saved was trained with"):
+        load_checkpoint(tmp_path / "saved")

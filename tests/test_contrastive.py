@@ -192,5 +192,26 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
     def spoiled(names, chance):
         return inputs(names, chance) * (torch.nan if chance is not None else 1)
 
-    with pytest.raises(CaptioningError, match="loss is nan at step 1"):
+    with pytest.raises(CaptioningError, match=r"loss is nan at step 1 \(epoch 1\), in the batch of .*No epoch had"):
         fine_tune(toy(), spoiled, TRAIN, TRAIN, **OPTIONS)
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path) -> None:
+    model, done = toy(), []
+
+    def spoil(row: dict) -> None:
+        done.append(row)
+        parameter = next(p for p in model.parameters() if p.requires_grad)
+        parameter.register_hook(lambda gradient: gradient * torch.nan)
+
+    with pytest.raises(CaptioningError, match="its gradient is nan at step .*last good checkpoint is .*last.safe"):
+        fine_tune(model, inputs, TRAIN, TRAIN, **OPTIONS, folder=tmp_path, callback=spoil)
+    assert len(done) == 1 and all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_history_that_a_kill_cut_off_is_written_by_the_next_run(tmp_path) -> None:
+    history = fine_tune(toy(), inputs, TRAIN, TRAIN, **OPTIONS, folder=tmp_path)
+    whole = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert fine_tune(toy(), inputs, TRAIN, TRAIN, **OPTIONS, folder=tmp_path) == history
+    assert (tmp_path / "history.csv").read_text() == whole

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from helpers.errors import CaptioningError
-from helpers.files import atomic_write, read_json, write_json
+from helpers.files import atomic_write, read_json, whole_files, write_json
+from helpers.language_models import save_language_model
 from helpers.locks import claimed, sweep
 from tests.bad_server import Page, serving
 from tests.job_server import digest
 from tests.small_archives import flickr8k_zip
+from tests.toy_language_models import pocket_gpt2
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and modes of POSIX")
 
@@ -198,3 +200,40 @@ def test_what_is_no_json_is_one_message(tmp_path, content) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(CaptioningError, match="There is no file"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_several_files_take_their_places_together_or_not_at_all(tmp_path, error) -> None:
+    folder = tmp_path / "model"
+    with whole_files(folder) as part:
+        (part / "config.json").write_text("first")
+        (part / "weights").write_bytes(b"first weights")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "config.json": "first", "weights": "first weights"
+    }  # fmt: skip
+    (folder / "history.csv").write_text("beside it")
+    with pytest.raises((CaptioningError, KeyboardInterrupt)), whole_files(folder) as part:
+        (part / "config.json").write_text("second")
+        raise error
+    assert (folder / "config.json").read_text() == "first" and (folder / "history.csv").read_text() == "beside it"
+    assert os.listdir(tmp_path) == ["model"]
+    (stale := tmp_path / ".model.dead.part").mkdir()
+    os.utime(stale, (0, 0))  # what a killed process left yesterday
+    with whole_files(folder) as part:
+        (part / "config.json").write_text("third")
+    assert (folder / "config.json").read_text() == "third" and not stale.exists()
+
+
+def test_a_language_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch) -> None:
+    model, tokenizer = pocket_gpt2()
+    save_language_model(tmp_path / "lm", model, tokenizer)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "lm").iterdir()}
+
+    def full(self, folder, **_) -> None:
+        (Path(folder) / "model.safetensors").write_bytes(b"half of")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(model), "save_pretrained", full)
+    with pytest.raises(CaptioningError, match="No space left"):
+        save_language_model(tmp_path / "lm", model, tokenizer)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "lm").iterdir()} == before

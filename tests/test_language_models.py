@@ -119,6 +119,17 @@ def test_pretraining_learns_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert (tmp_path / "history.csv").read_text().count("\n") == 13
 
 
+def test_numbers_that_are_none_stop_the_run_before_a_step(tmp_path: Path) -> None:
+    model, tokenizer = pocket_gpt2()
+
+    def spoil(row: dict) -> None:
+        next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(CaptioningError, match=r"loss is nan at step .* \(epoch 2\), in the batch of .*last.safe"):
+        pretrain(model, tokenizer, world("t"), world("d"), epochs=3, folder=tmp_path, callback=spoil, **QUICK)
+    assert (tmp_path / "history.csv").read_text().count("\n") == 2
+
+
 def test_the_best_epoch_is_kept_through_a_restart(tmp_path: Path) -> None:
     """Dev speaks of what train never says, so that learning makes it worse from some epoch on."""
     other = {"d.jpg": ["the the the the", "red red red"]}

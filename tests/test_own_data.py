@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.captioner import Captioner, load_checkpoint
 from helpers.errors import CaptioningError
 from helpers.files import read_json
 from helpers.own_data import check_fit, fine_tuning, grow_vocabulary
+from helpers.runs import prepare
 from helpers.training import train
 
 WORDS = {"red": "a crimson xylograph panel", "green": "a verdant xylograph panel"}
@@ -49,6 +51,7 @@ def test_a_shipped_checkpoint_learns_a_folder(name: str, folder: Path, tmp_path:
     before, old = load_checkpoint(name)
     run = train(config, progress=False)
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
+    assert Image.open(output / "history.png").width > 500
     tuned = Captioner.load(output)
     assert tuned.name == "mine" and tuned.feature_kind == old["encoder"]["kind"]
     assert tuned.decoding["beam_size"] == old["decoding"].get("beam_size", 5)
@@ -59,6 +62,16 @@ def test_a_shipped_checkpoint_learns_a_folder(name: str, folder: Path, tmp_path:
     moved = [k for k, v in same.items() if v.shape == (now := tuned.model.state_dict()[k]).shape and not v.equal(now)]
     assert moved and torch.equal(before.standardise.mean, tuned.model.standardise.mean)  # features scaled as they were
     assert read_json(output / "training.json")["start_from"] == name
+
+
+def test_training_says_what_it_leaves_out(folder: Path, tmp_path: Path, cache: None, capsys) -> None:
+    folder = shutil.copytree(folder, tmp_path / "photos")
+    (folder / "0.jpg").write_bytes(b"broken")
+    (folder / "bare.jpg").write_bytes((folder / "9.jpg").read_bytes())
+    prepare(fine_tuning("cnn-lstm", {"name": "folder", "data_dir": str(folder)}, tmp_path / "mine"))
+    err = capsys.readouterr().err
+    assert "1 images have no caption: bare.jpg" in err and "0.jpg is left out: " in err
+    assert "Traceback" not in err
 
 
 def test_new_words_join_the_vocabulary_and_old_ones_stay() -> None:

@@ -230,6 +230,15 @@ def test_a_stage_learns_the_toy_world(name: str, tmp_path) -> None:
     assert [float(row["train_loss"]) for row in table] == [row["train_loss"] for row in history]
 
 
+def test_a_history_that_a_kill_cut_off_is_written_by_the_next_run(tmp_path) -> None:
+    """The state is saved first, then the history; a kill between the two leaves it a row short."""
+    run_stage(small_run(tmp_path), QUICK)
+    whole = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    run_stage(small_run(tmp_path), QUICK)
+    assert (tmp_path / "history.csv").read_text() == whole
+
+
 def test_different_pictures_get_different_captions(tmp_path) -> None:
     run = small_run(tmp_path)
     run_stage(run, LONGER)
