@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,14 @@ os.environ.setdefault("CAPTIONING_TRUSTED", tempfile.gettempdir())  # where test
 os.environ.pop("CAPTIONING_RESULTS", None)  # tests are not a run
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_style() -> Iterator[None]:
+    """Gives each test matplotlib's own style again, whatever the one before it set."""
+    yield
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcdefaults()
 
 
 @pytest.fixture(scope="session")
