@@ -6,7 +6,6 @@ the vocabulary or tokenizer, and a card, `README.md`. They travel together and a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +80,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     """
     from safetensors.torch import save_file
 
-    from helpers.encoders import load_encoder
+    from helpers.encoders import load_encoder, weights_fingerprint
     from helpers.training_state import unique_tensors
 
     folder = Path(folder)
@@ -113,22 +112,12 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
             "decoding": config.get("decoding", {}),
             "tokenizer": tokenizer_file,
             "sha256": {name: sha256_file(folder / name) for name in ("model.safetensors", tokenizer_file)},
-            **({"left_out": left_out_digest(model)} if left_out else {}),
+            **({"left_out": weights_fingerprint(model, only=left_out)} if left_out else {}),
             **(extra or {}),
         },
     )
     write_json(folder / "training.json", {key: value for key, value in config.items() if key != "output"})
     return folder
-
-
-def left_out_digest(model: nn.Module) -> str:
-    """Returns 16 hexadecimal digits that change with the weights that a checkpoint of `model` leaves out, as fp16."""
-    digest, state = hashlib.sha256(), model.state_dict()
-    for name in sorted(model.left_out()):
-        value = state[name].detach().cpu()
-        digest.update(name.encode())
-        digest.update((value.half() if value.is_floating_point() else value).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool = False) -> tuple[nn.Module, dict]:
@@ -162,6 +151,7 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
         checkpoint_config.check_size(build, tensors, folder)
     model = build_model(config["class"], options)
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    from helpers.encoders import weights_fingerprint
     from helpers.training_state import unique_tensors
 
     left_out = set(getattr(model, "left_out", lambda: ())())
@@ -172,7 +162,7 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
         raise CaptioningError(
             f"The weights in {folder} do not fit its configuration: {sorted(wrong)[:3]}. Fetch the checkpoint again."
         )
-    if left_out and config.get("left_out", left_out_digest(model)) != left_out_digest(model):
+    if left_out and "left_out" in config and config["left_out"] != weights_fingerprint(model, only=left_out):
         raise CaptioningError(
             f"The language model {model.config['language_model']!r} is not the one that {folder} was trained with "
             "(its weights differ). Fetch both anew."

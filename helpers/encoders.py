@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pickle import UnpicklingError
 
 import numpy as np
@@ -112,11 +112,14 @@ def fast_bf16(device: torch.device | str) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def weights_fingerprint(*modules: nn.Module | None, extra: str = "") -> str:
-    """Returns 16 hexadecimal digits that change when any weight does, read as fp16 so that a saved copy agrees."""
+def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
+    """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given), read
+    as fp16 so that a saved copy agrees."""
     digest = hashlib.sha256(extra.encode())
     for module in modules:
         for name, value in [] if module is None else sorted(module.state_dict().items()):
+            if only is not None and name not in only:
+                continue
             digest.update(name.encode())
             digest.update(value.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -31,26 +31,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     removed. Raises CaptioningError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, f".{glob.escape(path.name)}.*.part")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private; the finished file should follow the umask
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
-        with claimed(temporary):
-            yield temporary
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        # safetensors has an error of its own for a full disk
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise _cannot_write(path, error) from error
-        raise
+        with _writing(path):
+            with claimed(temporary):
+                yield temporary
+                with open(temporary, "rb") as written:
+                    os.fsync(written.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,22 +56,30 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     For libraries that write several files by themselves: until all of them are whole, `folder` stays as it was. Raises
     CaptioningError as `atomic_write` does.
     """
-    folder, part = Path(folder), None
-    try:
+    folder = Path(folder)
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent, f".{glob.escape(folder.name)}.*.part")
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        with claimed(part):
+    try:
+        with _writing(folder), claimed(part):
             yield part
             for file in sorted(part.iterdir()):
                 os.replace(file, folder / file.name)
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise _cannot_write(folder, error) from error
-        raise
     finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the system says of a full disk or a closed folder into one clear message."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors has an error of its own for a full disk
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise _cannot_write(path, error) from error
+        raise
 
 
 def _umask() -> int:

@@ -245,21 +245,20 @@ def pretrain(
         began = time.perf_counter()
         seed_everything(seed * 1000 + epoch)
         chance = random.Random(f"{seed} {epoch}")
-        texts = list(documents(train, tokenizer, chance))
+        texts = list(zip(documents(train, tokenizer, chance), train, strict=True))  # each with the name of its image
         chance.shuffle(texts)
         model.train()
         losses = []
         for start in range(0, len(texts), batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(settings, state["step"], epochs * steps)
-            batch = texts[start : start + batch_size]
+            batch, images = zip(*texts[start : start + batch_size], strict=True)
             loss = loss_of(batch)
-            told = [repr(tokenizer.decode(text)[:40]) for text in batch[:4]]
-            watch.loss(loss, state["step"], epoch, told)
+            watch.loss(loss, state["step"], epoch, images)
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            watch.gradients(norm, state["step"], epoch, told)
+            watch.gradients(norm, state["step"], epoch, images)
             optimizer.step()
             state["step"] += 1
             losses.append(float(loss.detach()))
