@@ -239,7 +239,7 @@ def train(
         from helpers.model_plots import training_curves
 
         with atomic_write(run.folder / "history.png") as temporary:
-            training_curves(run.history).savefig(temporary, format="png")
+            training_curves(run.history).savefig(temporary, format="png", bbox_inches="tight")
     return run
 
 
