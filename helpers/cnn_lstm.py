@@ -19,7 +19,8 @@ class Standardise(nn.Module):
     """Brings every channel of the image features to mean 0 and deviation 1, as measured on the training images.
 
     Without it a few large channels drown the rest, and attention learns next to nothing. The two vectors are part of
-    the model, so a checkpoint cannot be used with features scaled another way.
+    the model, so a checkpoint cannot be used with features scaled another way. What comes out has the model's own
+    precision: features in fp32 are scaled in fp32, then rounded, so that a model in bf16 or fp16 needs no others.
     """
 
     def __init__(self, width: int):
@@ -34,7 +35,7 @@ class Standardise(nn.Module):
         self.deviation.copy_(flat.std(0).clamp(min=1e-3))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.deviation
+        return ((features - self.mean) / self.deviation).to(self.mean.dtype)
 
 
 @dataclass
@@ -95,7 +96,7 @@ class LSTMCaptioner(nn.Module):
         """Returns log-probabilities [N, V] of the next token after `tokens` [N], and the state after reading them."""
         words = self.word_to_gates(self.dropout(self.embed(tokens)))  # [N, 4H]
         output, state = self.advance(words, state)  # [N, O]
-        return torch.log_softmax(self.to_words(output).float(), dim=-1), state
+        return torch.log_softmax(exact_logits(self.dropout(output), self.output.weight, self.output.bias), -1), state
 
     def reorder(self, state: State, index: Tensor) -> State:
         """Returns the state of the rows `index` [N'], in that order; a row may be repeated or left out."""
@@ -162,6 +163,14 @@ class LSTMCaptioner(nn.Module):
     def to_words(self, output: Tensor) -> Tensor:
         """Returns logits [..., V] from outputs [..., O]."""
         return self.output(self.dropout(output))
+
+
+def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns logits [..., V] of hidden [..., H] in fp32, whatever precision the model runs in.
+
+    Rounded to the 8 bits of bf16, words of close chances would have the same logit, and a search would take another.
+    """
+    return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

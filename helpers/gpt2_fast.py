@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.cnn_lstm import exact_logits
 from helpers.errors import CaptioningError
 from helpers.gpt2_weights import GPT2Weights
 from helpers.sampling import NEVER
@@ -59,7 +60,7 @@ class GPT2Reader:
 
     def __init__(self, model: nn.Module, prefix: Tensor, look: bool = False):
         body = model.transformer
-        self.words, self.positions, self.head = body.wte.weight, body.wpe.weight, model.lm_head.weight
+        self.words, self.positions, self.head = body.wte.weight, body.wpe.weight, model.lm_head.weight.float()
         self.layers = [
             (b.ln_1, b.attn.c_attn.weight, b.attn.c_attn.bias, b.attn.c_proj.weight, b.attn.c_proj.bias,
              b.ln_2, b.mlp.c_fc.weight, b.mlp.c_fc.bias, b.mlp.c_proj.weight, b.mlp.c_proj.bias)
@@ -142,7 +143,7 @@ class GPT2Reader:
 
     def _predict(self, hidden: Tensor) -> Tensor:
         hidden = F.layer_norm(hidden, hidden.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        return _normalise(F.linear(hidden, self.head))
+        return _normalise(exact_logits(hidden, self.head))
 
     def _check_length(self, length: int) -> None:
         if length > len(self.positions):

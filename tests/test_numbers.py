@@ -184,23 +184,43 @@ def test_another_precision_gives_the_same_captions(name, tmp_path) -> None:
     said, log_probs = captions(run.model, features)
     doubled = captions(run.model.double(), features.double())
     assert doubled[0] == said and doubled[1] == pytest.approx(log_probs, abs=1e-4)
-    if name == "ShowAndTell":
-        halved = captions(run.model.bfloat16(), features.bfloat16())
-        assert halved[0] == said and halved[1] == pytest.approx(log_probs, abs=0.2)
+    halved = captions(run.model.bfloat16(), features)
+    assert halved[0] == said and halved[1] == pytest.approx(log_probs, abs=0.2)
 
 
+# Half precision keeps 11 bits of every product (fp16) or 8 (bf16), so where two captions are nearly tied, the other may
+# come first. For how many of the 14 sample photos the caption has to be the same, and by how much its log-probability
+# may differ, per token. One more is the same where this was measured.
+PRECISIONS = {torch.float64: (14, 1e-5), torch.float16: (13, 0.001), torch.bfloat16: (13, 0.004)}
+NEARLY_TIED = {("clipcap-transformer", torch.float16): 12, ("cnn-lstm", torch.bfloat16): 11}
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", available())
-def test_a_shipped_captioner_says_the_same_in_double_precision(name, samples) -> None:
+def test_a_shipped_captioner_says_the_same_in_another_precision(name, dtype, samples) -> None:
+    """With its own decoding: beam search, then ranked anew by likeness, where any candidate may come first."""
+    least, tolerance = PRECISIONS[dtype]
     captioner = Captioner.load(name)
-    from helpers.images import open_image
+    expected = captioner.caption(samples)
+    captioner.model.to(dtype)
+    found = captioner.caption(samples)
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a.caption == b.caption]
+    assert len(samples) == 14 and len(pairs) >= NEARLY_TIED.get((name, dtype), least)
+    for a, b in pairs:
+        assert abs(a.log_prob - b.log_prob) <= tolerance * len(a.words), a.caption
 
-    with captioner.encoder.full_precision():
-        features = captioner.encoder.encode([open_image(path) for path in samples[:3]], captioner.feature_kind)
-    single = captioner.decode(features)
-    captioner.model.double()
-    double = captioner.decode(features.double())
-    assert [group[0].tokens for group in single] == [group[0].tokens for group in double]
-    assert [g[0].log_prob for g in single] == pytest.approx([g[0].log_prob for g in double], abs=1e-3)
+
+@pytest.mark.parametrize("name", ["ShowAndTell", "ShowAttendTell"])
+def test_chances_are_exact_although_the_model_is_not(name, tmp_path) -> None:
+    """Logits rounded to bf16 lie on a grid: of 0.06 between 8 and 16, where many words would have the same."""
+    run = small_run(tmp_path, name)
+    with torch.no_grad():
+        run.model.output.bias += 10
+    model, features = run.model.bfloat16().eval(), run.views[0][list(run.dev)]
+    log_probs, _ = model.step(torch.zeros(len(features), dtype=torch.long), model.start(features))
+    assert log_probs.dtype == torch.float32
+    raw = (log_probs - log_probs[:, :1]).abs()
+    assert (raw[:, 1:] % 0.0625 > 1e-4).any(), "rounded before the softmax"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
