@@ -115,6 +115,23 @@ def pocket(folder: str) -> dict:
     return {"fingerprint": dataset.fingerprint(), "splits": dataset.splits()}
 
 
+def notebook(folder: str, log: str) -> dict:
+    """What a notebook begins with: draws Pocket Scenes into the cache and encodes them there, on two threads."""
+    import torch
+
+    from helpers import features
+    from helpers.datasets import load_dataset
+    from tests.test_features import Tiny
+
+    os.environ["CAPTIONING_CACHE"] = folder
+    torch.set_num_threads(2)
+    features.BLOCK = 8
+    dataset = load_dataset("pocket", images=40, size=48)
+    made = features.cache_features(Tiny(log=Path(log), pause=0.03), dataset, batch_size=4)
+    hashed = hashlib.sha256(made.array.tobytes()).hexdigest()
+    return {"fingerprint": dataset.fingerprint(), "names": made.names, "hash": hashed}
+
+
 def fetch(folder: str, url: str, images: int) -> dict:
     from helpers.downloads import fetch_dataset
     from helpers.mirrors import RemoteFile, Source
@@ -152,7 +169,7 @@ def load(folder: str) -> dict:
     return {"found": sorted(found), "number": config["number"]}
 
 
-WORK = {work.__name__: work for work in (encode, train, draw, pocket, fetch, save, load)}
+WORK = {work.__name__: work for work in (encode, train, draw, pocket, notebook, fetch, save, load)}
 
 
 # -- the server ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Killed anywhere, nothing lost: 20 runs killed at random moments, and each piece of work ends as if it never was."""
+"""Killed anywhere, nothing lost: 24 runs killed at random moments, and each piece of work ends as if it never was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.job_server import Jobs
 from tests.small_archives import flickr8k_zip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-KILLS = 4  # of each of the five kinds of work
+KILLS = 4  # of each of the six kinds of work
 
 
 def killed_runs(jobs: Jobs, job: dict, whole: float, folder: Path, after: Callable[[], None] = lambda: None) -> int:
@@ -107,6 +107,30 @@ def test_drawing(jobs, tmp_path) -> None:
     (answer,) = jobs.run({"work": "draw", "folder": str(folder)})
     assert answer["files"] == expected["files"]
     assert [path.name for path in folder.parent.iterdir()] == ["pocket"]
+
+
+def test_what_a_notebook_begins_with(jobs, tmp_path) -> None:
+    """Pocket Scenes drawn into the cache, then its photos encoded there by two threads."""
+    (expected,) = jobs.run({"work": "notebook", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
+    assert expected["status"] == "done" and len(expected["names"]) == 40, expected
+    broken, log = tmp_path / "broken" / "cache", tmp_path / "log"
+    job, met = {"work": "notebook", "folder": str(broken), "log": str(log)}, set()
+
+    def look() -> None:
+        met.add("encoding" if list(broken.rglob("progress.json")) else "drawing")
+        age_what_was_left(broken)
+
+    anew, rounds = killed_runs(jobs, job, expected["seconds"], broken, look), 1
+    while "encoding" not in met:  # on a busy machine no kill may have come so late
+        anew, rounds = anew + killed_runs(jobs, job, expected["seconds"], broken, look), rounds + 1
+        assert rounds < 9
+    (answer,) = jobs.run(job)
+    assert [answer[part] for part in ("fingerprint", "names", "hash")] == [
+        expected[part] for part in ("fingerprint", "names", "hash")
+    ]  # fmt: skip
+    encoded = sum(map(int, log.read_text().split()))
+    assert encoded <= 40 * (anew + 1) + 16 * KILLS * rounds  # at each kill one block of 8 for either thread
+    assert not list(broken.rglob(".*.part"))
 
 
 def test_downloading(jobs, tmp_path) -> None:
