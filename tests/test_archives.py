@@ -108,6 +108,10 @@ def test_repeated_names_and_too_many_bytes_are_refused(tmp_path, recwarn):
     assert "twice" in error_of(extract_to, packed({"a": b"x", "a/b": b"y"}), tmp_path / "b")
     assert "far more" in error_of(extract_to, packed({"a": bytes(1001)}), tmp_path / "c", max_bytes=1000)
     assert extract_to(packed({"a": bytes(1000)}), tmp_path / "d", max_bytes=1000) == 1
+    # a tar has no directory that tells the sizes beforehand: they are counted while it is unpacked
+    assert "far more" in error_of(extract_to, tarred("a", bytes(1001)), tmp_path / "e", max_bytes=1000)
+    assert sum(path.stat().st_size for path in (tmp_path / "e").rglob("*")) <= 1000
+    assert extract_to(tarred("a", bytes(1000)), tmp_path / "f", max_bytes=1000) == 1
 
 
 def test_damaged_archives_are_noticed(tmp_path):

@@ -1,4 +1,4 @@
-"""Killed anywhere, nothing lost: 24 runs killed at random moments, and each piece of work ends as if it never was."""
+"""Killed anywhere, nothing lost: at least 24 runs killed at random moments, and each ends as if it had not been."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from pathlib import Path
 import pytest
 
 from tests.bad_server import Page, serving
-from tests.job_server import Jobs
+from tests.job_server import Jobs, digest
 from tests.small_archives import flickr8k_zip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 KILLS = 4  # of each of the six kinds of work
 
 
-def killed_runs(jobs: Jobs, job: dict, whole: float, folder: Path, after: Callable[[], None] = lambda: None) -> int:
-    """Starts the job and kills it, KILLS times, at moments within `whole` seconds; returns how often it was begun anew.
+def killed_runs(
+    jobs: Jobs, job: dict, whole: float, folder: Path, after: Callable[[], None] = lambda: None,
+    amid: Callable[[], bool] = lambda: True,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Starts the job and kills it, at least KILLS times, at moments within `whole` seconds, until two of the kills came
+    `amid` the work, with something done and something left; returns how often it was killed, how often amid the work,
+    and how often it was begun anew.
 
     When a run ends before it is killed, the work begins anew in an empty folder. `after` looks at what was left.
     """
-    chance, kills, anew = random.Random(str(job["work"])), 0, 0
-    while kills < KILLS:
-        (answer,) = jobs.run({**job, "kill_after": chance.uniform(0.05, 0.5) * whole})
+    chance, kills, met, anew = random.Random(str(job["work"])), 0, 0, 0
+    while kills < KILLS or met < 2:
+        (answer,) = jobs.run({**job, "kill_after": chance.uniform(0.05, 0.95) * whole})
         assert answer["status"] in ("killed", "done"), answer
         if answer["status"] == "killed":
-            kills += 1
+            kills, met = kills + 1, met + amid()
             after()
         else:
             anew += 1
-            assert anew < 10, "it always ends before it is killed"
             for path in folder.parent.glob(f"*{folder.name}*"):
                 shutil.rmtree(path)
-    return anew
+        assert kills < 40 and anew < 20, f"{kills} kills, {met} of them amid the work; {anew} runs ended before one"
+    return kills, met, anew
 
 
 def age_what_was_left(folder: Path) -> list[Path]:
@@ -53,11 +58,12 @@ def test_encoding(jobs, photos, tmp_path) -> None:
     (expected,) = jobs.run({"work": "encode", "folder": str(whole), "photos": str(photos), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["names"]) == 64
     job = {"work": "encode", "folder": str(broken), "photos": str(photos), "log": str(log)}
-    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken))
+    kills, _, anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken),
+                                 lambda: bool(list(broken.rglob("progress.json"))))
     (answer,) = jobs.run(job)
     assert (answer["names"], answer["hash"]) == (expected["names"], expected["hash"])
     encoded = sum(map(int, log.read_text().split()))
-    assert encoded <= 64 * (anew + 1) + 8 * KILLS  # at each kill one block of 8 is lost and no more
+    assert encoded <= 64 * (anew + 1) + 8 * kills  # at each kill one block of 8 is lost and no more
 
 
 def test_a_cache_whose_array_was_lost_is_not_taken_for_whole(jobs, photos, tmp_path) -> None:
@@ -76,7 +82,12 @@ def test_training(jobs, tmp_path) -> None:
     assert expected["status"] == "done" and len(expected["history"]) == 6, expected
     broken, log = tmp_path / "broken", tmp_path / "log"
     job = {"work": "train", "folder": str(broken), "log": str(log)}
-    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken))
+
+    def amid() -> bool:  # a stage, whose moments of the optimiser and mean of the weights have to be kept
+        table = broken / "history.csv"
+        return table.exists() and table.read_text().count("\n") - 1 in (1, 2, 3, 5)
+
+    kills, _, anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken), amid)
     (answer,) = jobs.run(job)
     assert answer["history"] == expected["history"] and answer["table"] == 7
     assert answer["weights"] == expected["weights"]
@@ -100,10 +111,11 @@ def test_drawing(jobs, tmp_path) -> None:
     folder = tmp_path / "broken" / "pocket"
 
     def look() -> None:
-        assert not folder.exists()  # all of it or nothing
+        assert not folder.exists() or digest(folder) == expected["files"]  # all of it or nothing
         assert len(age_what_was_left(folder.parent)) <= 1  # the next run clears away what the one before had left
 
-    killed_runs(jobs, {"work": "draw", "folder": str(folder)}, expected["seconds"], folder, look)
+    killed_runs(jobs, {"work": "draw", "folder": str(folder)}, expected["seconds"], folder, look,
+                lambda: any(folder.parent.glob(".*/Images/*.jpg")))
     (answer,) = jobs.run({"work": "draw", "folder": str(folder)})
     assert answer["files"] == expected["files"]
     assert [path.name for path in folder.parent.iterdir()] == ["pocket"]
@@ -114,22 +126,15 @@ def test_what_a_notebook_begins_with(jobs, tmp_path) -> None:
     (expected,) = jobs.run({"work": "notebook", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["names"]) == 40, expected
     broken, log = tmp_path / "broken" / "cache", tmp_path / "log"
-    job, met = {"work": "notebook", "folder": str(broken), "log": str(log)}, set()
-
-    def look() -> None:
-        met.add("encoding" if list(broken.rglob("progress.json")) else "drawing")
-        age_what_was_left(broken)
-
-    anew, rounds = killed_runs(jobs, job, expected["seconds"], broken, look), 1
-    while "encoding" not in met:  # on a busy machine no kill may have come so late
-        anew, rounds = anew + killed_runs(jobs, job, expected["seconds"], broken, look), rounds + 1
-        assert rounds < 9
+    job = {"work": "notebook", "folder": str(broken), "log": str(log)}
+    kills, _, anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken),
+                                 lambda: bool(list(broken.rglob("progress.json"))))
     (answer,) = jobs.run(job)
     assert [answer[part] for part in ("fingerprint", "names", "hash")] == [
         expected[part] for part in ("fingerprint", "names", "hash")
     ]  # fmt: skip
     encoded = sum(map(int, log.read_text().split()))
-    assert encoded <= 40 * (anew + 1) + 16 * KILLS * rounds  # at each kill one block of 8 for either thread
+    assert encoded <= 40 * (anew + 1) + 16 * kills  # at each kill one block of 8 for either thread
     assert not list(broken.rglob(".*.part"))
 
 
@@ -141,12 +146,15 @@ def test_downloading(jobs, tmp_path) -> None:
         (expected,) = jobs.run({**job, "folder": str(tmp_path / "whole" / "flickr8k")})
         assert expected["status"] == "done", expected
         server.asked.clear()
-        anew = killed_runs(jobs, {**job, "folder": str(folder)}, expected["seconds"], folder)
+        kills, met, anew = killed_runs(
+            jobs, {**job, "folder": str(folder)}, expected["seconds"], folder,
+            amid=lambda: any(path.stat().st_size for path in folder.parent.rglob("*.part") if path.is_file()),
+        )  # fmt: skip
         (answer,) = jobs.run({**job, "folder": str(folder)})
         asked = [int(wanted[6:-1]) if wanted else 0 for _, wanted in server.asked]
     assert answer["files"] == expected["files"]
-    if not anew:
-        assert asked == sorted(asked) and 0 < asked[-1] < len(data)  # each goes on where the one before was killed
+    assert 0 < max(asked) < len(data)  # they go on where the one before was killed, unless nothing had come by then
+    assert asked.count(0) <= 1 + anew + kills - met
     assert sorted(path.name for path in folder.parent.iterdir()) == ["flickr8k", "flickr8k.download"]
 
 
@@ -171,7 +179,7 @@ def test_saving_checkpoints(jobs, tmp_path) -> None:
     jobs.run({"work": "save", "folder": str(folder), "first": 7, "count": 1})
     (answer,) = jobs.run({"work": "load", "folder": str(folder)})
     assert answer["status"] == "done" and answer["number"] == 7 and 7.0 in answer["found"]
-    assert len(seen) == KILLS and not any(path.exists() for path in left)
+    assert len(seen) >= KILLS and not any(path.exists() for path in left)
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "vocabulary.json", "config.json", "training.json",
     }  # fmt: skip
