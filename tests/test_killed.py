@@ -76,6 +76,19 @@ def test_a_cache_whose_array_was_lost_is_not_taken_for_whole(jobs, photos, tmp_p
     assert answer["hash"] == expected["hash"], "half an array was read"
 
 
+def test_a_mark_without_its_array_is_not_believed(jobs, photos, tmp_path) -> None:
+    job = {"work": "encode", "folder": str(tmp_path / "cache"), "photos": str(photos), "log": str(tmp_path / "log")}
+    (expected,) = jobs.run({**job, "folder": str(tmp_path / "whole")})
+    killed_runs(jobs, job, expected["seconds"], tmp_path / "cache",
+                amid=lambda: bool(list((tmp_path / "cache").rglob("progress.json"))))
+    while not list((tmp_path / "cache").rglob("progress.json")):  # the last of the kills came before the first block
+        jobs.run({**job, "kill_after": 0.5 * expected["seconds"]})
+    for array in (tmp_path / "cache").rglob("features.npy"):
+        array.unlink()
+    (answer,) = jobs.run(job)
+    assert (answer["names"], answer["hash"]) == (expected["names"], expected["hash"])
+
+
 def test_training(jobs, tmp_path) -> None:
     """Two stages, with dropout, averaging, scheduled sampling and draws: bit-identical weights and history."""
     (expected,) = jobs.run({"work": "train", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
@@ -140,6 +153,10 @@ def test_what_a_notebook_begins_with(jobs, tmp_path) -> None:
 
 def test_downloading(jobs, tmp_path) -> None:
     folder = tmp_path / "broken" / "flickr8k"
+
+    def look() -> None:
+        assert not folder.exists() or digest(folder) == expected["files"]  # all of it or nothing
+
     with serving() as server:
         server.pages["/f.zip"] = Page(data := flickr8k_zip(images=200), delay=0.02)
         job = {"work": "fetch", "url": server.url("/f.zip"), "images": 200}
@@ -147,7 +164,7 @@ def test_downloading(jobs, tmp_path) -> None:
         assert expected["status"] == "done", expected
         server.asked.clear()
         kills, met, anew = killed_runs(
-            jobs, {**job, "folder": str(folder)}, expected["seconds"], folder,
+            jobs, {**job, "folder": str(folder)}, expected["seconds"], folder, look,
             amid=lambda: any(path.stat().st_size for path in folder.parent.rglob("*.part") if path.is_file()),
         )  # fmt: skip
         (answer,) = jobs.run({**job, "folder": str(folder)})
