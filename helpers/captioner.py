@@ -1,7 +1,8 @@
 """The front door: `Captioner.load(name).caption(images)`. Also how a captioner is saved, and checked when it is loaded.
 
 A checkpoint is a folder: `model.safetensors`, `config.json` (class, options, encoder, preprocessing, decoding, hashes),
-the vocabulary or tokenizer, and a card, `README.md`. They travel together and are verified together.
+the vocabulary or tokenizer, `encoder.safetensors` where the encoder was tuned, and a card, `README.md`. They travel
+together and are verified together.
 """
 
 from __future__ import annotations
@@ -80,10 +81,12 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     """
     from safetensors.torch import save_file
 
+    from helpers import tuned_encoder
     from helpers.encoders import load_encoder, weights_fingerprint
     from helpers.training_state import unique_tensors
 
     folder = Path(folder)
+    model, trunk = tuned_encoder.parts(model)
     left_out = set(getattr(model, "left_out", lambda: ())())
     tensors = {
         name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
@@ -94,11 +97,14 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     model.tokenizer.save(folder / tokenizer_file)
     with atomic_write(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary)
-    encoder = load_encoder(config["encoder"])
+    encoder, files = load_encoder(config["encoder"]), ["model.safetensors", tokenizer_file]
+    if trunk is not None:
+        encoder = tuned_encoder.save_tail(folder, encoder, trunk)
+        files.append(tuned_encoder.FILE)
     entry = {
         "name": config["encoder"],
         "kind": config.get("inference_features", config.get("features", "grid")),
-        "size": encoder.size,
+        **encoder.preprocessing,
         "fingerprint": encoder.fingerprint,
     }
     write_json(
@@ -111,7 +117,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
             "encoder": entry,
             "decoding": config.get("decoding", {}),
             "tokenizer": tokenizer_file,
-            "sha256": {name: sha256_file(folder / name) for name in ("model.safetensors", tokenizer_file)},
+            "sha256": {name: sha256_file(folder / name) for name in files},
             **({"left_out": weights_fingerprint(model, only=left_out)} if left_out else {}),
             **(extra or {}),
         },
@@ -132,7 +138,10 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
 
     folder = checkpoint_folder(name)
     config = checkpoint_config.check(folder, read_json(folder / "config.json"))
-    for file in ("model.safetensors", config["tokenizer"]):
+    from helpers.tuned_encoder import FILE
+
+    tail = [FILE] if FILE in config["sha256"] else []  # of a captioner whose encoder was tuned with it
+    for file in ("model.safetensors", config["tokenizer"], *tail):
         if not (folder / file).is_file():
             raise CaptioningError(f"{folder} is incomplete: {file} is missing. Fetch the checkpoint again.")
         if sha256_file(folder / file) != config["sha256"].get(file):
@@ -194,16 +203,10 @@ class Captioner:
     @classmethod
     def load(cls, name: str | Path | None = None, device: str = "cpu") -> Captioner:
         """Returns the captioner called `name`, or in the folder `name`; the default one without a name."""
-        from helpers.encoders import load_encoder
+        from helpers.tuned_encoder import checkpoint_encoder
 
         model, config = load_checkpoint(name or DEFAULT_MODEL, device, for_captioning=True)
-        wanted = config["encoder"]
-        encoder = load_encoder(wanted["name"], device)
-        if encoder.fingerprint != wanted["fingerprint"]:
-            raise CaptioningError(
-                f"{config['name']} was trained with another version of the encoder {wanted['name']} "
-                f"(fingerprint {wanted['fingerprint']}, here {encoder.fingerprint}). Fetch both again."
-            )
+        encoder = checkpoint_encoder(checkpoint_folder(name or DEFAULT_MODEL), config, device)
         return cls(model, encoder, config, device)
 
     def caption(self, images: Sequence, batch_size: int = 16, **options) -> list[Caption]:

@@ -40,6 +40,7 @@ class ClipEncoder(Encoder):
     reads); `encode_image`: the same with length 1. `fingerprint` and `logit_scale` follow the weights in training.
     """
 
+    resize, scale = "crop", 255.0
     mean: Tensor  # [3, 1, 1]
     deviation: Tensor
 
@@ -94,7 +95,7 @@ class ClipEncoder(Encoder):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
-        x = pixels.to(self.device).float() / 255
+        x = pixels.to(self.device).float() / self.scale
         return ((x - self.mean.to(self.device)) / self.deviation.to(self.device)).to(self.module.dtype)
 
     def _ready(self, module: nn.Module, device: str) -> nn.Module:
@@ -166,6 +167,7 @@ class OpenAIClipEncoder(ClipEncoder):
         self.name, self.size = f"clip:{name}", model.visual.input_resolution
         self.module = self._ready(model.float() if torch.device(device).type == "cpu" else model, device)
         *self.steps, _, normalise = _transform(self.size).transforms  # resize, crop, RGB | to tensor, normalise
+        self.interpolation = self.steps[0].interpolation.value
         self.mean, self.deviation = (torch.tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
         visual = self.module.visual
         self.joint = visual.output_dim
@@ -274,6 +276,8 @@ class HuggingFaceClipEncoder(ClipEncoder):
         self.joint = model.config.projection_dim if kind == "clip" else vision.hidden_size
         self.mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
         self.deviation = torch.tensor(self.processor.image_std).view(3, 1, 1)
+        self.interpolation = Image.Resampling(self.processor.resample).name.lower()
+        self.resize = "crop" if getattr(self.processor, "do_center_crop", False) else "squeeze"
         self.module = self._ready(model, device)
 
     def prepare(self, image: Image.Image) -> Tensor:

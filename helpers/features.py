@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help='a name for load_dataset, or "shards" for tar archives')
     parser.add_argument("--data_dir", help="where its files lie")
     parser.add_argument("--encoder", required=True)
-    parser.add_argument("--kind", default="grid", choices=["grid", "pooled", "embedding"])
+    parser.add_argument("--kind", default="grid", choices=["grid", "pooled", "embedding", "stem"])
     parser.add_argument("--flip", action="store_true", help="the mirror images")
     options = parser.parse_args(arguments)
     state = PartialState()

@@ -20,14 +20,16 @@ from helpers.captioner import Captioner, checkpoint_folder, load_checkpoint
 from helpers.errors import CaptioningError, command
 from helpers.files import atomic_write, read_json
 
-FILES = ("config.json", "model.safetensors", "vocabulary.json", "tokenizer.json", "training.json", "README.md")
+FILES = ("config.json", "model.safetensors", "vocabulary.json", "tokenizer.json", "encoder.safetensors",
+         "training.json", "README.md")  # fmt: skip
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save_pretrained(checkpoint: str | os.PathLike, folder: str | os.PathLike, licence: str = "mit") -> Path:
     """Writes a checkpoint (a shipped name, or a folder that training wrote) in the hub's format; returns the folder.
 
-    Raises CaptioningError when it is no whole checkpoint. Its encoder is named, not copied: who loads it needs it.
+    Raises CaptioningError when it is no whole checkpoint. Its encoder is named, not copied: who loads it needs it; of a
+    tuned one the tail goes along.
     """
     source, folder = checkpoint_folder(checkpoint), Path(folder)
     load_checkpoint(source)  # whole, and its files belong together

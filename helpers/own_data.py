@@ -37,6 +37,7 @@ def fine_tuning(
     whose name it takes. min_count: how often a new word has to occur before a CNN-LSTM learns it. `stage` overrides
     STAGE. Raises CaptioningError when there is no such checkpoint.
     """
+    from helpers import tuned_encoder
     from helpers.captioner import checkpoint_folder
     from helpers.encoders import MIRROR
 
@@ -54,13 +55,21 @@ def fine_tuning(
         "stages": [{**STAGE, **stage}],
         "output": str(output),
     }
+    if tuned_encoder.FILE in known["sha256"]:
+        config["tune_encoder"] = True
     return config | ({"vocabulary": {"min_count": min_count}} if known["tokenizer"] == "vocabulary.json" else {})
 
 
 def check_fit(config: dict, known: dict) -> None:
     """Raises CaptioningError when a training configuration would feed a checkpoint other features than it knows."""
+    from helpers import tuned_encoder
     from helpers.encoders import MIRROR
 
+    if tuned_encoder.FILE in known.get("sha256", {}) and not config.get("tune_encoder"):
+        raise CaptioningError(
+            f"{config['start_from']} was trained with an encoder of its own. Set tune_encoder to true; in a stage with "
+            "an encoder_rate of 0 it stays as it is."
+        )
     kind = known["encoder"]["kind"].removesuffix(MIRROR)
     for what, wanted, given in (
         ("the encoder", known["encoder"]["name"], config["encoder"]),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from helpers.encoders import Encoder, weights_fingerprint
+from helpers.encoders import TrunkEncoder, weights_fingerprint
 from helpers.errors import CaptioningError
 from helpers.files import cache_dir, read_json, sha256_file, write_json
 from helpers.text import UNKNOWN, Vocabulary, pad
@@ -94,7 +94,7 @@ class PocketCLIP(nn.Module):
         return self.text(pad(ids, 0).to(self.logit_scale.device))
 
 
-class PocketClipEncoder(Encoder):
+class PocketClipEncoder(TrunkEncoder):
     """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`."""
 
     def __init__(self, folder: str | None = None, device: str = "cpu"):
@@ -124,14 +124,6 @@ class PocketClipEncoder(Encoder):
     def logit_scale(self) -> float:
         """The factor on cosine similarities, the inverse of the temperature."""
         return self.model.logit_scale.detach().exp().item()
-
-    def grid(self, pixels: Tensor) -> Tensor:
-        with self.autocast():
-            return self.module(pixels)
-
-    def stem(self, pixels: Tensor) -> Tensor:
-        with self.autocast():
-            return self.module.stem(pixels)
 
     def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
         """Returns image vectors [B, E] of uint8 pixels, of length 1 unless asked otherwise."""

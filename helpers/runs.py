@@ -6,6 +6,8 @@ A configuration is a JSON object:
     dataset      {"name": "flickr8k", "data_dir": "..."}: arguments of `load_dataset`
     encoder      a name for `load_encoder`;  features: "grid", "pooled" or "embedding";  flip: also mirrored images
     crops        how many views by random windows of the training images to add, see `helpers.augment`; 0 by default
+    tune_encoder   true, or {"drop_path": 0.1}: the second half of an EfficientNet-Lite or of pocket-clip learns with
+                 the captioner, at the rate of each stage times its "encoder_rate"; see `helpers.tuned_encoder`
     inference_features   what the checkpoint reads later, such as "grid+mirror"; by default what it was trained on
     model        {"class": "ShowAttendTell", ...options of that class}
     vocabulary   {"min_count": 4}, for the CNN-LSTMs
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from helpers import tuned_encoder
 from helpers.devices import pick_device
 from helpers.errors import CaptioningError, unknown_name
 from helpers.files import cache_dir
@@ -32,6 +35,7 @@ from helpers.images import shown
 KEYS = {
     "name", "dataset", "encoder", "features", "flip", "crops", "model", "vocabulary", "stages", "start_from",
     "decoding", "seed", "output", "mixed_precision", "inference_features", "mean_of_stages",
+    "tune_encoder",
 }  # fmt: skip
 
 
@@ -47,21 +51,31 @@ def prepare(config: dict):
             f"Training needs images in the splits train and dev; {dataset.name} has {dataset.splits()}."
         )
     kind, flip, crops = config.get("features", "grid"), config.get("flip", False), config.get("crops", 0)
-    views = image_views(dataset, config["encoder"], kind, flip, crops)
+    tuning = tuned_encoder.tuning(config)
+    views = image_views(dataset, config["encoder"], "stem" if tuning else kind, flip, crops)
     tell(dataset, getattr(views[0], "failed", {}))
     seed_everything(config.get("seed", 0))
+    trunk = None
     if config.get("start_from"):
         from helpers.captioner import load_checkpoint
         from helpers.own_data import check_fit, grow_vocabulary
 
         model, known = load_checkpoint(config["start_from"])
         check_fit(config, known)
+        if tuning:
+            trunk = tuned_encoder.trunk_to_tune(config, known)
         if "vocabulary" in config and known["tokenizer"] == "vocabulary.json":
             grow_vocabulary(model, [c for captions in train.values() for c in captions], **config["vocabulary"])
     else:
-        model = new_model(
-            config, [caption for captions in train.values() for caption in captions], views[0], list(train)
-        )
+        read = views[0]
+        if tuning:
+            trunk = tuned_encoder.trunk_to_tune(config)
+            read = tuned_encoder.TailFeatures(trunk, read, kind)
+        model = new_model(config, [caption for captions in train.values() for caption in captions], read, list(train))
+        if tuning:
+            tuned_encoder.steady(model)
+    if tuning:
+        model = tuned_encoder.TailAndCaptioner(trunk, model, kind, **tuning)
     folder = Path(config.get("output") or cache_dir() / "runs" / config["name"])
     return Run(model, train, dev, views, folder, config.get("seed", 0))
 
@@ -87,6 +101,7 @@ def check(config: dict) -> None:
     mean, last = config.get("mean_of_stages"), len(config["stages"])
     if mean is not None and not (isinstance(mean, list) and mean and all(n in range(1, last + 1) for n in mean)):
         raise CaptioningError(f"mean_of_stages should be a list of stages from 1 to {last}, not {mean!r}.")
+    tuned_encoder.tuning(config)
 
 
 def load_data(options: dict):
@@ -138,12 +153,17 @@ def image_views(dataset, encoder_name: str, kind: str, flip: bool, crops: int = 
 
 
 def new_model(config: dict, captions: list[str], features, images: list[str]):
-    """Returns an untrained model with its tokenizer, and with the features' statistics measured on training images."""
+    """Returns an untrained model with its tokenizer, and with the features' statistics measured on training images.
+
+    `features[names]` is what the model will read, [len(names), R, D] or [len(names), D].
+    """
     from helpers.models import build_model
     from helpers.text import Vocabulary
 
     options = {key: value for key, value in config["model"].items() if key != "class"}
-    width = features.array.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    sample = features[[images[i] for i in torch.randperm(len(images), generator=generator)[:1000].tolist()]]
+    width = sample.shape[-1]
     if config["model"]["class"] == "ClipCap":
         model = build_model("ClipCap", {"feature_width": width, **options})
     else:
@@ -152,8 +172,6 @@ def new_model(config: dict, captions: list[str], features, images: list[str]):
             config["model"]["class"], {"vocabulary_size": len(vocabulary), "feature_width": width, **options}
         )
         model.tokenizer, model.end_id = vocabulary, vocabulary.end_id
-    generator = torch.Generator().manual_seed(0)
-    sample = [images[i] for i in torch.randperm(len(images), generator=generator)[:1000].tolist()]
     if model.config.get("standardise", True):
-        model.standardise.fit(features[sample])
+        model.standardise.fit(sample)
     return model

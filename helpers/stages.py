@@ -23,6 +23,7 @@ STAGE_DEFAULTS = {
     "images_per_batch": 32,
     "captions_per_image": 5,
     "learning_rate": 1e-3,
+    "encoder_rate": 0.1,  # factor on the learning rate of a tuned encoder's tail; 0 leaves the tail as it is
     "weight_decay": 0.01,
     "warmup_steps": 200,
     "schedule": "cosine",  # to 0 over all epochs; "plateau" halves it when dev stops improving; or "constant"
@@ -84,14 +85,22 @@ def make_objective(run, settings: dict):
     raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Returns AdamW's groups: matrices decay; biases, norms and whatever is one-dimensional do not."""
+def parameter_groups(model: nn.Module, weight_decay: float, encoder_rate: float = 0.1) -> list[dict]:
+    """Returns AdamW's groups: matrices decay; biases, norms and whatever is one-dimensional do not.
+
+    Two groups, and two more for an encoder's tail that is tuned (`helpers.tuned_encoder`). Each has as "factor" what
+    the learning rate is multiplied by.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise CaptioningError("Every parameter of this model is frozen; there is nothing to train.")
+    in_tail = {id(p) for p in getattr(model, "tail_parameters", list)()}
+    tail, rest = ([p for p in trained if (id(p) in in_tail) == inside] for inside in (True, False))
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": params, "weight_decay": decay, "factor": factor}
+        for part, factor in ((rest, 1.0), (tail, encoder_rate))
+        for params, decay in (([p for p in part if p.ndim > 1], weight_decay), ([p for p in part if p.ndim <= 1], 0.0))
+        if part
     ]
 
 

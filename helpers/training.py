@@ -85,7 +85,9 @@ def _run_stage(run: Run, settings: dict, number: int, accelerator, callback, pro
     last, best = (run.folder / f"stage{number}-{kind}.safetensors" for kind in ("last", "best"))
     data = _batches(run, settings, accelerator)
     objective = make_objective(run, settings)
-    groups = parameter_groups(run.model, settings["weight_decay"])
+    if hasattr(run.model, "tune"):
+        run.model.tune(settings["encoder_rate"] > 0)
+    groups = parameter_groups(run.model, settings["weight_decay"], settings["encoder_rate"])
     optimizer = make_optimizer(groups, settings["learning_rate"], accelerator.device)
     model, optimizer = accelerator.prepare(run.model, optimizer)
     average = Average(run.model, settings["average"])
@@ -115,7 +117,7 @@ def _run_stage(run: Run, settings: dict, number: int, accelerator, callback, pro
             batch = batch.to(accelerator.device)
             rate = settings["learning_rate"] * state["scale"] * _schedule(settings, state["step"], total)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             with accelerator.autocast():
                 loss, count, figures = objective(model, batch)
             mean = loss / count.clamp(min=1)

@@ -40,6 +40,8 @@ class LiteTrunk(nn.Module):
     BatchNorm always uses its ImageNet statistics, in training too: small batches of captions must not disturb them.
     """
 
+    mean, deviation = 127.0, 128.0  # of the scaling of pixels that these weights were trained with
+
     def __init__(self, version: int = 2, size: int = 224, pretrained: bool = True):
         """`size`: pixels a side, a multiple of 32; padding depends on it, so a trunk serves one size."""
         super().__init__()
@@ -58,10 +60,15 @@ class LiteTrunk(nn.Module):
 
     def freeze(self, stem: bool, tail: bool) -> None:
         """Chooses which half takes gradients."""
-        parts = [self.net._conv_head, self.net._bn1, *self.net._blocks[self.cut :]]
         self.requires_grad_(not stem)
-        for part in parts:
-            part.requires_grad_(not tail)
+        for parameter in self.tail_parameters().values():
+            parameter.requires_grad_(not tail)
+
+    def tail_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the weights of the tail by name. BatchNorm's statistics never change and are not among them."""
+        parts = [self.net._conv_head, self.net._bn1, *self.net._blocks[self.cut :]]
+        inside = {id(parameter) for part in parts for parameter in part.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in inside}
 
     def train(self, mode: bool = True) -> LiteTrunk:
         super().train(mode)
@@ -72,7 +79,7 @@ class LiteTrunk(nn.Module):
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Returns the cut's activations [B, S/16, S/16, C] of uint8 pixels [B, 3, S, S]."""
-        x = (pixels.float() - 127) / 128  # the scaling these weights were trained with
+        x = (pixels.float() - self.mean) / self.deviation
         net = self.net
         weight, bias = _fold(net._conv_stem, net._bn0)
         x = F.relu6(F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2))  # [B, 32, S/2, S/2]

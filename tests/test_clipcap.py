@@ -359,7 +359,7 @@ def small_encoder(monkeypatch):
     """Stands in for the image encoder that a checkpoint names."""
     import helpers.encoders
 
-    encoder = SimpleNamespace(size=32, fingerprint="f", name="small")
+    encoder = SimpleNamespace(preprocessing={"size": 32}, fingerprint="f", name="small")
     monkeypatch.setattr(helpers.encoders, "load_encoder", lambda name, device="cpu": encoder)
 
 

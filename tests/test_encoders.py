@@ -154,6 +154,7 @@ def test_torchvisions_vgg_gives_its_last_convolutions() -> None:
     grid = encoder.features(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), "grid")
     assert grid.shape == (2, 4, 512) == (2, encoder.regions, encoder.width)
     assert grid.min() == 0 < grid.max()  # after the last ReLU and pooling
+    assert encoder.preprocessing["scale"] == 255 and encoder.preprocessing["mean"] == [0.485, 0.456, 0.406]
 
 
 def test_weights_in_torchvisions_folder_cannot_run_a_program(hub, tmp_path) -> None:
@@ -194,6 +195,25 @@ def test_without_a_connection_the_message_says_what_to_do(hub, monkeypatch) -> N
 def test_an_unknown_name_gets_a_hint(name, hint) -> None:
     with pytest.raises(CaptioningError, match=hint):
         load_encoder(name)
+
+
+def test_preprocessing_is_stated_as_it_is_done(lite, tmp_path) -> None:
+    stated = {"size": 224, "resize": "squeeze", "interpolation": "bicubic", "scale": 1.0}
+    assert lite.preprocessing == {**stated, "mean": [127.0], "deviation": [128.0]}
+    assert load_encoder("pocket-clip").preprocessing == lite.preprocessing
+    wide = Image.effect_noise((90, 40), 80).convert("RGB")
+    square = wide.resize((lite.size, lite.size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    assert torch.equal(lite.prepare(wide), lite.prepare(square))
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    clips = [f"clip:{save_openai('ViT', tmp_path / 'clip.pt')}"]
+    clips += [f"hf-clip:{save_hugging_face(kind, tmp_path / kind)}" for kind in ("clip", "siglip")]
+    for name, resize in zip(clips, ("crop", "crop", "squeeze"), strict=True):
+        encoder = load_encoder(name)
+        said = encoder.preprocessing
+        assert (said["resize"], said["interpolation"], said["size"]) == (resize, "bicubic", encoder.size)
+        mean, deviation = (torch.tensor(said[name]).view(3, 1, 1) for name in ("mean", "deviation"))
+        expected = (pixels / said["scale"] - mean) / deviation
+        assert torch.allclose(encoder.normalised(pixels), expected, atol=1e-5)
 
 
 def test_a_kind_that_an_encoder_lacks_is_refused(lite) -> None:

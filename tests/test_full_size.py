@@ -15,7 +15,7 @@ from helpers.training import main, stage_settings
 from tests.tiny_clips import save_openai
 from tests.toy_language_models import save_family
 
-CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+CONFIGS = sorted((ROOT / "configs").glob("clipcap-*.json"))
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("disc", "square", "bar", "frame", "cross", "line")
 
 
