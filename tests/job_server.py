@@ -6,6 +6,7 @@ nothing itself: a process whose PyTorch has used its threads cannot be forked sa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Jobs:
     """The other end: `run({"work": name, "folder": ...}, ...)` runs jobs at the same time and returns their answers.
 
-    Options of a job: `kill_after` (seconds), `file_limit` (bytes a file may have), `unprivileged` (root's right to
+    Options of a job: `kill_after` (seconds), `kill_when` ([folder, pattern]: the seconds count from the moment when
+    there is such a file with something in it), `file_limit` (bytes a file may have), `unprivileged` (root's right to
     write anywhere is given up). An answer has `status` ("done", "refused" with a CaptioningError's `message`, "killed"
     or "crashed"), `seconds`, and the work's own entries.
     """
@@ -202,11 +204,21 @@ def child(job: dict, out: int) -> None:
         data = data[os.write(out, data):]
 
 
+def wait_for_file(pid: int, folder: str, pattern: str) -> float:
+    """Waits for such a file, or for the end of the process, which stays to be waited for; returns the moment."""
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        with contextlib.suppress(FileNotFoundError):  # a temporary file may be gone before it is looked at
+            if any(path.stat().st_size for path in Path(folder).glob(pattern) if path.is_file()):
+                break
+        time.sleep(0.002)
+    return time.monotonic()
+
+
 def run(jobs: list[dict]) -> list[dict]:
     """Forks a process for each job, kills those that are to be killed, and returns the answers."""
     started = []
     for job in jobs:
-        kill_after = job.pop("kill_after", None)
+        kill_after, kill_when = job.pop("kill_after", None), job.pop("kill_when", None)
         source, out = os.pipe()
         begin, pid = time.monotonic(), os.fork()
         if not pid:
@@ -214,11 +226,12 @@ def run(jobs: list[dict]) -> list[dict]:
             child(job, out)
             os._exit(0)
         os.close(out)
-        started.append((pid, begin, kill_after, source))
+        started.append((pid, begin, kill_after, kill_when, source))
     answers = []
-    for pid, begin, kill_after, source in started:
+    for pid, begin, kill_after, kill_when, source in started:
         if kill_after is not None:
-            time.sleep(max(0.0, begin + kill_after - time.monotonic()))
+            counted = begin if kill_when is None else wait_for_file(pid, *kill_when)
+            time.sleep(max(0.0, counted + kill_after - time.monotonic()))
             os.kill(pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
         with os.fdopen(source, "rb") as file:
             data = file.read()
