@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,38 @@ class Captioner:
         encoder = checkpoint_encoder(checkpoint_folder(name or DEFAULT_MODEL), config, device)
         return cls(model, encoder, config, device)
 
+    @cached_property
+    def frozen(self):
+        """The encoder by whose vectors candidates are judged, see `helpers.rerank`. Loaded when it is first needed."""
+        from helpers.encoders import load_encoder
+        from helpers.rerank import FROZEN
+
+        return load_encoder(FROZEN, self.device)
+
+    def asks_frozen(self, options: dict) -> bool:
+        """Returns whether decoding with these options takes the frozen encoder's vectors."""
+        chosen = {**self.decoding, **options}
+        return chosen["method"] == "beam" and bool(chosen.get("consensus_weight") or chosen.get("tag_weight"))
+
+    def encode(self, images: Sequence) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns what `decode` takes for PIL images: features [B, R, D] or [B, D], and the frozen encoder's vectors
+        [B, 1280], or None where the captioner's own settings ask for none."""
+        return self._see([self._prepare(image, judged := self.asks_frozen({})) for image in images], judged)
+
+    def _prepare(self, image, judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.encoder.prepare(image), self.frozen.prepare(image) if judged else None
+
+    def _see(self, pixels: Sequence[tuple], judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from helpers.rerank import FROZEN_KIND
+
+        ours, theirs = zip(*pixels, strict=True)
+        with self.encoder.full_precision():
+            features = self.encoder.features(torch.stack(ours), self.feature_kind)
+        if not judged:
+            return features, None
+        with self.frozen.full_precision():
+            return features, self.frozen.features(torch.stack(theirs), FROZEN_KIND)
+
     def caption(self, images: Sequence, batch_size: int = 16, **options) -> list[Caption]:
         """Returns one Caption an image, in order; an image that cannot be read has `error` set, and the rest go on.
 
@@ -222,8 +254,9 @@ class Captioner:
         if isinstance(images, (str, Path, Image.Image)) or hasattr(images, "read"):
             images = [images]
         out: list[Caption] = []
+        judged = self.asks_frozen(options)
         for start in range(0, len(images), batch_size):
-            pixels, captions = [], []
+            pixels, readable, captions = [], [], []
             for number, item in enumerate(images[start : start + batch_size], start):
                 name = (
                     str(item)
@@ -233,18 +266,17 @@ class Captioner:
                 caption = Caption(name, None, None, self.name)
                 captions.append(caption)
                 try:
-                    pixels.append((caption, self.encoder.prepare(open_image(item))))
+                    pixels.append(self._prepare(open_image(item), judged))
+                    readable.append(caption)
                 except CaptioningError as error:
                     caption.error = str(error)
             if pixels:
-                with self.encoder.full_precision():
-                    features = self.encoder.features(torch.stack([p for _, p in pixels]), self.feature_kind)
-                self._fill([c for c, _ in pixels], features, options)
+                self._fill(readable, *self._see(pixels, judged), options)
             out += captions
         return out
 
-    def _fill(self, captions: list[Caption], features: torch.Tensor, options: dict) -> None:
-        groups = self.decode(features, **options)
+    def _fill(self, captions: list[Caption], features: torch.Tensor, frozen, options: dict) -> None:
+        groups = self.decode(features, frozen, **options)
         for caption, group in zip(captions, groups, strict=True):
             texts = [self.model.tokenizer.decode(hypothesis.tokens) for hypothesis in group]
             best = group[0]
@@ -253,22 +285,36 @@ class Captioner:
             caption.words = [self.model.tokenizer.decode([token]) for token in best.tokens]
             caption.attention = torch.stack(best.attention) if best.attention else None
 
-    def decode(self, features: torch.Tensor, **options) -> list[list]:
+    def decode(self, features: torch.Tensor, frozen: torch.Tensor | None = None, **options) -> list[list]:
         """Returns the hypotheses for features [B, R, D] or [B, D], see `helpers.decoding.decode`.
 
-        `clip_weight`, beside the options of `decode`: how much the likeness of photo and caption counts when the
-        candidates of a beam search are ranked; `consensus_weight`: how much their likeness with what people say of
-        such photos does, see `helpers.rerank`. 0 is off.
+        Beside the options of `decode` there are three weights, by which the candidates of a beam search are ranked,
+        see `helpers.rerank`; 0 is off. `clip_weight`: how much the likeness of photo and caption counts;
+        `consensus_weight`: how much the likeness with what people say of such photos does; `tag_weight`: how much it
+        counts to name what a classifier is sure of. The last two need `frozen`, the vectors [B, 1280] of the frozen
+        encoder, see `encode`. Raises CaptioningError when they are missing.
         """
         from helpers.decoding import decode
+        from helpers.rerank import WEIGHTS, image_vectors, rerank
 
         features = features[:, None] if features.ndim == 2 else features
         options = {**self.decoding, **options}
-        weights = {name: options.pop(name, None) or 0.0 for name in ("clip_weight", "consensus_weight")}
+        weights = {name: options.pop(name, None) or 0.0 for name in WEIGHTS}
         groups = decode(self.model, features.to(self.device), **options)
         if not any(weights.values()) or options["method"] != "beam":
             return groups
-        from helpers.rerank import image_vectors, rerank
+        if self.asks_frozen(options | weights) and frozen is None:
+            raise CaptioningError(
+                "consensus_weight and tag_weight judge captions by the frozen encoder's vectors: pass both of what "
+                "`encode` returns, or set both weights to 0."
+            )
+        seen, sizes = [], [len(group) for group in groups]
+        if weights["tag_weight"]:
+            from helpers.tags import add_candidates, find_tags
 
+            seen = find_tags(self.frozen.classify(frozen))
+            groups = add_candidates(self.model, features.to(self.device), groups, seen, options)
         captions = [[self.model.tokenizer.decode(h.tokens) for h in group] for group in groups]
-        return rerank(groups, captions, image_vectors(self.encoder, features), self.encoder, **weights)
+        vectors = image_vectors(self.encoder, features) if weights["clip_weight"] else None
+        ranked = rerank(groups, captions, vectors, self.encoder, frozen, **weights, seen=seen)
+        return [group[:size] for group, size in zip(ranked, sizes, strict=True)]

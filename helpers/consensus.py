@@ -2,11 +2,13 @@
 
 Devlin et al. (2015, "Exploring Nearest Neighbor Approaches for Image Captioning") and Mao et al. (2015, "Learning like
 a Child") compare each candidate with the captions of the nearest training photos. Here nobody's captions are kept:
-anchors in the joint space hold the mean n-grams of the photos around each, rare n-grams left out.
+anchors among the photos hold the mean n-grams of the photos around each, rare n-grams left out. Photos are compared by
+an encoder that never read the captions, since one that did remembers the training photos, see `helpers.rerank`.
 
     python -m helpers.consensus --dataset flickr8k --data_dir DIR
 
-Shapes: B photos, E joint width, A anchors, M n-grams kept an anchor, F different n-grams, P training photos.
+Shapes: B photos, D width of the encoder, E width in which photos are compared, A anchors, M n-grams kept an anchor, F
+different n-grams, P training photos.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from helpers.text import ORDERS, ngrams, normalise
 
 FILE = "consensus.safetensors"
 ANCHORS_READ = 20  # a photo reads this many anchors, the nearer the more
-SHARPNESS = 0.05  # difference in cosine at which a neighbour counts e times less
+SHARPNESS = 0.07  # difference in cosine at which a neighbour counts e times less
 
 Gram = tuple[str, ...]
 
@@ -49,6 +51,8 @@ class Consensus:
     grams: list[Gram]  # the F n-grams
     seen: Tensor  # [F] in the captions of how many training photos
     photos: int  # P
+    projection: Tensor | None = None  # [D, E] from an encoder's vectors, see `whitening`; without it E is D
+    offset: Tensor | None = None  # [E]
 
     @cached_property
     def number(self) -> dict[Gram, int]:
@@ -63,15 +67,17 @@ class Consensus:
         return math.log(self.photos / (1 if number is None else int(self.seen[number])))
 
     def expected(self, vectors: Tensor) -> Tensor:
-        """Returns the weights [B, F] that n-grams have in captions of photos like these. vectors: [B, E]."""
-        likeness = F.normalize(vectors.float().cpu(), dim=-1) @ self.anchors.T
+        """Returns the weights [B, F] that n-grams have in captions of photos like these. vectors: [B, D]."""
+        vectors = vectors.float().cpu()
+        placed = vectors if self.projection is None else vectors @ self.projection + self.offset
+        likeness = F.normalize(placed, dim=-1) @ self.anchors.T
         cosine, near = likeness.topk(min(ANCHORS_READ, len(self.anchors)))  # [B, k]
         share = torch.softmax(cosine / SHARPNESS, dim=-1)[..., None] * self.weights[near]  # [B, k, M]
         return torch.zeros(len(vectors), len(self.grams)).scatter_add_(1, self.rows[near].flatten(1), share.flatten(1))
 
     def score(self, vectors: Tensor, captions: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns for each candidate about the CIDEr it would have if people's captions of similar photos were the
-        references: ten times the mean cosine of their n-grams. vectors: [B, E], captions: the candidates of each."""
+        references: ten times the mean cosine of their n-grams. vectors: [B, D], captions: the candidates of each."""
         out = []
         for said, candidates in zip(self.expected(vectors).numpy(), captions, strict=True):
             out.append([])
@@ -96,6 +102,8 @@ class Consensus:
             "words": torch.tensor(list("\n".join(words).encode()), dtype=torch.uint8),
             "photos": torch.tensor([self.photos]),
         }
+        if self.projection is not None:
+            tensors |= {"projection": self.projection.half(), "offset": self.offset}
         with atomic_write(folder / FILE) as temporary:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
         config = read_json(folder / "config.json")
@@ -121,11 +129,14 @@ class Consensus:
             words = bytes(t["words"].tolist()).decode().split("\n")
             rows, seen, photos = t["rows"].long(), t["seen"].long(), int(t["photos"])
             made = [tuple(words[i] for i in gram if i >= 0) for gram in t["grams"].tolist()]
+            projection, offset = (t[name].float() if name in t else None for name in ("projection", "offset"))
             fits = rows.shape == t["weights"].shape and len(rows) == len(t["anchors"]) and len(seen) == len(made)
+            if projection is not None:
+                fits &= projection.shape[1:] == offset.shape == t["anchors"].shape[1:]
             if not fits or rows.min() < 0 or rows.max() >= len(made) or seen.min() < 1 or seen.max() > photos:
                 raise ValueError("its tables do not fit each other")
-            return cls(t["anchors"].float(), rows, t["weights"].float(), made, seen, photos)
-        except (SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:
+            return cls(t["anchors"].float(), rows, t["weights"].float(), made, seen, photos, projection, offset)
+        except (SafetensorError, AttributeError, KeyError, IndexError, ValueError, RuntimeError) as error:
             raise CaptioningError(f"{file} cannot be used: {str(error)[:200]}. Fetch it again.") from error
 
 
@@ -134,6 +145,20 @@ def unit(order: Counter, idf) -> dict[Gram, float]:
     weights = {gram: count * idf(gram) for gram, count in order.items()}
     length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
     return {gram: weight / length for gram, weight in weights.items()}
+
+
+def whitening(vectors: Tensor, width: int = 256) -> tuple[Tensor, Tensor]:
+    """Returns (projection [D, width], offset [width]) to the main components of vectors [P, D], partly whitened.
+
+    Each channel counts alike, and each component by the root of its deviation: raw vectors would be compared by a few
+    strong ones, and wholly whitened ones by noise.
+    """
+    mean, deviation = vectors.mean(0), vectors.std(0) + 1e-4
+    scaled = (vectors - mean) / deviation
+    variance, components = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # smallest first
+    width = min(width, len(variance))
+    projection = components[:, -width:] / variance[-width:].clamp(min=1e-6) ** 0.25 / deviation[:, None]
+    return projection, -mean @ projection
 
 
 def find_anchors(vectors: Tensor, count: int, seed: int = 0, rounds: int = 15) -> Tensor:
@@ -150,7 +175,7 @@ def build(
     vectors: Tensor, references: Sequence[Sequence[str]], anchors: int = 1500, neighbours: int = 60, keep: int = 320,
     min_photos: int = 5, seed: int = 0,
 ) -> Consensus:  # fmt: skip
-    """Returns the consensus of training photos: vectors [P, E] in the joint space, and the captions of each.
+    """Returns the consensus of training photos: vectors [P, E], and the captions of each.
 
     Each anchor takes the mean over its `neighbours`, the nearer the more, and keeps its `keep` heaviest n-grams. An
     n-gram of fewer than `min_photos` photos is dropped, so that no caption can be put together again.
@@ -196,21 +221,25 @@ def main(arguments: list[str] | None = None) -> None:
     from helpers.datasets import load_dataset
     from helpers.encoders import load_encoder
     from helpers.features import cache_features
+    from helpers.rerank import FROZEN, FROZEN_KIND
 
     parser = argparse.ArgumentParser(
         prog="python -m helpers.consensus", description="Write the consensus of a dataset's training captions."
     )
     parser.add_argument("--dataset", default="flickr8k")
     parser.add_argument("--data_dir")
-    parser.add_argument("--encoder", default="pocket-clip", help="pocket-clip, or pocket-clip:FOLDER")
+    parser.add_argument("--encoder", default="pocket-clip", help="beside which to write: pocket-clip[:FOLDER]")
     parser.add_argument("--anchors", type=int, default=1500)
     options = parser.parse_args(arguments)
     encoder, dataset = load_encoder(options.encoder), load_dataset(options.dataset, options.data_dir)
     names = dataset.images("train")
-    vectors = cache_features(encoder, {name: dataset.path(name) for name in names}, "embedding")
+    vectors = cache_features(load_encoder(FROZEN), {name: dataset.path(name) for name in names}, FROZEN_KIND)
     references = dataset.references("train")
     names = [name for name in names if name in vectors]
-    consensus = build(vectors[names], [references[name] for name in names], options.anchors)
+    projection, offset = whitening(vectors[names])
+    placed = vectors[names] @ projection + offset
+    consensus = build(placed, [references[name] for name in names], options.anchors)
+    consensus.projection, consensus.offset = projection, offset
     consensus.save(encoder.folder)
     print(f"{encoder.folder / FILE}: {len(consensus.grams)} n-grams around {len(consensus.anchors)} anchors")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from helpers.beam import Beams, BeamTrace, Paths, spread
+from helpers.constrained import Constrained, padded, phrase_ids
 from helpers.errors import CaptioningError, unknown_name
 from helpers.sampling import NEVER, Draw, Rules
 
@@ -66,6 +67,7 @@ def decode(
     repetition_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
     banned: Sequence[str | int] = (),
+    include: Sequence[Sequence[str]] | None = None,
     prompt: str = "",
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -84,6 +86,8 @@ def decode(
     length_penalty      0 ranks by log-probability, 1 by its mean over the tokens; above 1 favours long captions.
     repetition_penalty, no_repeat_ngram    see `helpers.sampling.Rules`; the prompt counts as said.
     banned              words, or token ids, that must not be said.
+    include             for each image words of which a caption must say one: the beam search is a constrained one, see
+                        `helpers.constrained`. An image that no such caption was found for gets an empty list.
     prompt              text that the caption begins with.
     max_rows            how many rows (images times beams or samples) may run at once: a larger batch is split. It is
                         also halved as often as needed when memory runs out.
@@ -104,6 +108,8 @@ def decode(
         "top_p: above 0, and at most 1": top_p is not None and not 0 < top_p <= 1,
         "min_length: at most max_length": min_length > max_length,
         "diversity and no_repeat_ngram: 0 or more": not min(diversity, no_repeat_ngram) >= 0,
+        "include: words for each image, with method 'beam', one group and no trace": include is not None
+        and (len(include) != len(features) or method != "beam" or groups > 1 or trace is not None),
     }
     if any(wrong.values()):
         needed = "; ".join(rule for rule, broken in wrong.items() if broken)
@@ -123,14 +129,19 @@ def decode(
         log_probs, state, looked = _begin(model, features[first:last], ids)
         history = torch.tensor(ids, dtype=torch.long, device=log_probs.device).expand(last - first, -1)  # [B, L]
         new_traces = None
-        if method == "beam":
+        if include is not None:
+            words = padded([phrase_ids(model, some) for some in include[first:last]], log_probs.device)
+            paths = Constrained(model.end_id, beam_size, max_length, length_penalty).search(
+                model, log_probs, state, rules, history, words
+            )
+        elif method == "beam":
             new_traces = [BeamTrace() for _ in range(first, last)] if trace is not None else None
             beams = Beams(model.end_id, beam_size, groups, diversity, max_length, length_penalty, early_stopping)
             paths = beams.search(model, log_probs, state, rules, history, new_traces)
         else:
             chance = None if uniform is None else uniform[first:last]
             paths = _walk(model, log_probs, state, K, max_length, rules, history, draw, chance)
-        found = _hypotheses(model, paths, ids, looked, length_penalty)
+        found = _hypotheses(model, paths, ids, looked, length_penalty, may_lack=include is not None)
         if new_traces is not None:
             trace.extend(new_traces)
         return found
@@ -247,11 +258,12 @@ def _walk(
 
 
 def _hypotheses(
-    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float
+    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float, may_lack: bool = False
 ) -> list[list[Hypothesis]]:
     """Returns the captions of each image as objects, best first."""
     scores = paths.totals / paths.lengths.clamp(min=1) ** length_penalty  # [B, K]
-    if paths.totals.isnan().any() or (paths.totals.amax(1) == NEVER).any():
+    none = (paths.totals.amax(1) == NEVER).any() and not may_lack
+    if paths.totals.isnan().any() or none:
         raise CaptioningError("The model's outputs are no numbers: its weights are damaged, or its training diverged.")
     order = scores.argsort(dim=1, descending=True, stable=True)
     sums = paths.log_probs.sum(2)

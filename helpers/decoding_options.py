@@ -29,6 +29,7 @@ OPTIONS = {
     "length_penalty": Option(float, "0 favours short captions", -10, 10),
     "clip_weight": Option(float, "how much the likeness of photo and caption counts", 0),
     "consensus_weight": Option(float, "how much usual wording for such photos counts", 0),
+    "tag_weight": Option(float, "how much it counts to name what a classifier is sure of", 0),
     "prompt": Option(str, "the words the caption begins with"),
     "max_length": Option(int, "tokens at most, the end included", 1),
 }

@@ -127,7 +127,8 @@ def fast_bf16(device: torch.device | str) -> bool:
     """Returns whether bf16 matrix products are faster than fp32 on this device."""
     device = torch.device(device)
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # PyTorch has no public name for either
+        return any(getattr(torch.cpu, check, bool)() for check in checks)
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
@@ -176,6 +177,13 @@ class LiteEncoder(TrunkEncoder):
         self.module = lite_trunk(version, size).to(self.device)
         self.regions = self.module.regions
         self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Returns the probabilities of ImageNet's classes [B, 1000], given pooled vectors [B, D]."""
+        from helpers.trunks import imagenet_head
+
+        with torch.inference_mode():
+            return imagenet_head(self.module.version)(pooled.float().cpu()).softmax(-1)
 
 
 class TorchvisionEncoder(Encoder):

@@ -24,6 +24,7 @@ from helpers.decoding_options import CLASH, add_options, clash, decoding_options
 from helpers.devices import pick_device
 from helpers.errors import CaptioningError
 from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, score_images
+from helpers.rerank import FROZEN_KIND, WEIGHTS
 
 
 class Predictions(dict[str, str]):
@@ -49,11 +50,14 @@ def predict(
     paths = {image: dataset.path(image) for image in images}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
     readable = [image for image in images if image in features]
+    frozen = None
+    if captioner.asks_frozen(options):
+        frozen = cache_features(captioner.frozen, paths, FROZEN_KIND, progress=progress)
     captions = Predictions()
     began = time.perf_counter()
     for start in range(0, len(readable), batch_size):
         batch = readable[start : start + batch_size]
-        groups = captioner.decode(features[batch], **options)
+        groups = captioner.decode(features[batch], None if frozen is None else frozen[batch], **options)
         for image, group in zip(batch, groups, strict=True):
             captions[image] = captioner.model.tokenizer.decode(group[0].tokens)
     captions.failed, captions.seconds = dict(features.failed), time.perf_counter() - began
@@ -158,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
         captioner, options = load_captioner(arguments)
         name = captioner.name
         search = {**captioner.decoding, **{k: v for k, v in options.items() if k != "generator"}}
-        unused = () if search.get("method", "beam") == "beam" else ("beam_size", "clip_weight", "consensus_weight")
+        unused = () if search.get("method", "beam") == "beam" else ("beam_size", *WEIGHTS)
         about["decoding"] = {name: value for name, value in search.items() if name not in unused}
         captions = predict(captioner, dataset, arguments.split, batch_size=arguments.batch_size, **options)
         failed, speed = captions.failed, round(len(captions) / max(captions.seconds, 1e-9), 2)

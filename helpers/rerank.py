@@ -1,7 +1,7 @@
-"""Beam search finds captions that are likely; a dual encoder such as CLIP says which of them fits the photo best, and
-the captions of similar photos which of them people would say.
+"""Beam search finds captions that are likely; a dual encoder such as CLIP says which of them fits the photo best, the
+captions of similar photos which of them people would say, and a classifier which of them names what is there.
 
-Shapes: B images, K candidates of each, E width of the joint space of images and captions.
+Shapes: B images, K candidates of each, E width of the joint space of images and captions, D of the frozen encoder.
 """
 
 from __future__ import annotations
@@ -14,22 +14,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.errors import CaptioningError
+from helpers.tags import Seen
+
+# Candidates are also judged by what an encoder sees that never read the training captions: in the eyes of one that was
+# trained on them, training photos are further from all others than new photos are.
+FROZEN, FROZEN_KIND = "efficientnet-lite2", "pooled+mirror"
+WEIGHTS = ("clip_weight", "consensus_weight", "tag_weight")  # of what is added to a candidate's score; 0 is off
 
 
 def rerank(
     groups: Sequence[Sequence],
     captions: Sequence[Sequence[str]],
-    vectors: Tensor,
+    vectors: Tensor | None,
     encoder,
+    frozen: Tensor | None = None,
+    *,
     clip_weight: float = 0.0,
     consensus_weight: float = 0.0,
+    tag_weight: float = 0.0,
+    seen: Sequence[Seen | None] = (),
 ) -> list[list]:
     """Returns the groups of Hypothesis, each sorted anew by score + `clip_weight` * cosine of image and caption
-    + `consensus_weight` * what `helpers.consensus.Consensus.score` gives the caption.
+    + `consensus_weight` * what `helpers.consensus.Consensus.score` gives the caption + `tag_weight`, if the caption
+    says what is `seen` in the image.
 
-    captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space. The score is near
-    a mean log-probability a token (see `length_penalty`), the cosine between -1 and 1: at a weight of 2 a difference
-    of 0.1 in cosine counts as much as one of 0.2 in the score. Each hypothesis carries the new score.
+    captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space; frozen: [B, D],
+    the images as the frozen encoder sees them; each is needed for its own weight. seen: one entry an image, from
+    `helpers.tags.find_tags`. The score is near a mean log-probability a token (see `length_penalty`), the cosine
+    between -1 and 1: at a weight of 2 a difference of 0.1 in cosine counts as much as one of 0.2 in the score. Each
+    hypothesis carries the new score.
     """
     flat = [caption for group in captions for caption in group]
     extra = [0.0] * len(flat)
@@ -41,8 +54,12 @@ def rerank(
     if flat and consensus_weight:
         if not hasattr(encoder, "consensus"):
             raise CaptioningError(f"{encoder.name} knows no captions of other photos. Set consensus_weight to 0.")
-        usual = [value for group in encoder.consensus.score(vectors, captions) for value in group]
+        usual = [value for group in encoder.consensus.score(frozen, captions) for value in group]
         extra = [value + consensus_weight * more for value, more in zip(extra, usual, strict=True)]
+    if tag_weight and seen:
+        said = [known is not None and known.tag.said_in(c)
+                for known, group in zip(seen, captions, strict=True) for c in group]  # fmt: skip
+        extra = [value + tag_weight * hit for value, hit in zip(extra, said, strict=True)]
     ranked, rest = [], iter(extra)
     for group in groups:
         scored = [replace(h, score=h.score + next(rest)) for h in group]

@@ -136,6 +136,15 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
 
 
 @cache
+def imagenet_head(version: int) -> nn.Linear:
+    """Returns the frozen last layer of the pretrained network: the pooled vector [B, 1280] to 1000 classes."""
+    weights = torch.load(pretrained_weights(version), map_location="cpu", weights_only=True)
+    head = nn.Linear(WIDTH, 1000)
+    head.load_state_dict({name: weights[f"_fc.{name}"].clone() for name in ("weight", "bias")})
+    return head.eval().requires_grad_(False)
+
+
+@cache
 def lite_trunk(version: int, size: int) -> LiteTrunk:
     """Returns the frozen pretrained trunk, loaded once a process."""
     return LiteTrunk(version, size).eval()

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from helpers import consensus
 from helpers.captioner import CHECKPOINTS
-from helpers.consensus import FILE, Consensus, build, find_anchors, grams
+from helpers.consensus import FILE, Consensus, build, find_anchors, grams, whitening
 from helpers.decoding import Hypothesis
+from helpers.encoders import load_encoder
 from helpers.errors import CaptioningError
-from helpers.rerank import rerank
+from helpers.images import open_image
+from helpers.rerank import FROZEN, FROZEN_KIND, rerank
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 VECTORS = torch.tensor([EAST, EAST, EAST, NORTH, NORTH, NORTH])
@@ -83,12 +85,13 @@ def test_candidates_are_ranked_by_it(small) -> None:
     encoder = type("Knowing", (), {"name": "knowing", "consensus": small})()
     group = [Hypothesis([0], -1.0, [-1.0], -1.0, True), Hypothesis([1], -2.0, [-2.0], -1.5, True)]
     captions = [["a car waits", "a dog runs"]]
-    [ranked] = rerank([group], captions, torch.tensor([EAST]), encoder, consensus_weight=1.0)
+    [ranked] = rerank([group], captions, None, encoder, torch.tensor([EAST]), consensus_weight=1.0)
     [[car, dog]] = small.score(torch.tensor([EAST]), captions)
     assert [h.tokens for h in ranked] == [[1], [0]]
     assert [h.score for h in ranked] == pytest.approx([-1.5 + dog, -1.0 + car])
     with pytest.raises(CaptioningError, match="Set consensus_weight to 0"):
-        rerank([group], captions, torch.tensor([EAST]), type("Plain", (), {"name": "plain"})(), consensus_weight=1.0)
+        plain = type("Plain", (), {"name": "plain"})()
+        rerank([group], captions, None, plain, torch.tensor([EAST]), consensus_weight=1.0)
 
 
 def test_it_comes_back_from_its_file(small, folder) -> None:
@@ -123,13 +126,35 @@ def test_a_changed_a_missing_or_an_impossible_file_is_refused(folder) -> None:
         Consensus.load(folder)
 
 
-def test_the_shipped_one_knows_what_is_said_of_dogs() -> None:
+def test_whitening_makes_components_equal_by_half() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(500, 3, generator=generator) @ torch.tensor([[9.0, 0, 0], [9.0, 1, 0], [0, 0, 1.0]]) + 5
+    projection, offset = whitening(vectors, 2)
+    placed = vectors @ projection + offset
+    assert placed.shape == (500, 2) and placed.mean(0).abs().max() < 1e-3
+    scaled = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-4)
+    deviations = torch.linalg.eigvalsh(scaled.T @ scaled / 500)[-2:].sqrt()
+    assert torch.allclose(placed.std(0), deviations.sqrt(), rtol=0.01)  # the root of what it was: half-way to 1
+
+
+def test_a_projection_places_photos(small, folder) -> None:
+    small.projection, small.offset = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.zeros(2)
+    small.save(folder)
+    again = Consensus.load(folder)
+    [[dog, car]] = again.score(torch.tensor([[0.0, 2.0, 7.0]]), [["a dog runs", "a car waits"]])  # EAST once projected
+    assert dog > 1 and car == pytest.approx(0.0, abs=1e-4)
+    tensors = load_file(folder / FILE)
+    save_file({**tensors, "offset": torch.zeros(3)}, folder / FILE)
+    (folder / "config.json").write_text(json.dumps({"sha256": {FILE: consensus.sha256_file(folder / FILE)}}))
+    with pytest.raises(CaptioningError, match="cannot be used"):
+        Consensus.load(folder)
+
+
+def test_the_shipped_one_knows_what_is_said_of_dogs(samples) -> None:
     shipped = Consensus.load(CHECKPOINTS / "pocket-clip")
     assert shipped.photos == 6000 and shipped.seen.min() >= 5  # no n-gram of fewer photos: no caption can be read in it
-    with torch.inference_mode():
-        from helpers.encoders import load_encoder
-
-        vectors = load_encoder("pocket-clip").encode_text(["a brown dog runs through the grass", "a man climbs a rock"])
-    captions = ["a dog is running in the grass", "a man is climbing a rock"]
-    [[dog, wrong], [also_wrong, man]] = shipped.score(vectors, [captions, captions])
-    assert dog > 2 * wrong and man > 2 * also_wrong
+    photos = [open_image(path) for path in samples if path.stem in ("dog", "orchestra")]
+    vectors = load_encoder(FROZEN).encode(photos, FROZEN_KIND)
+    captions = ["a dog is running in the grass", "a group of people are standing on a stage"]
+    [[dog, wrong], [also_wrong, people]] = shipped.score(vectors, [captions, captions])
+    assert dog > 2 * wrong and people > 2 * also_wrong

@@ -32,7 +32,7 @@ def test_the_score_is_the_models_plus_the_weighted_cosine() -> None:
     groups = [candidates(-1.0, -1.5, -1.9), candidates(-1.0, -1.1)]
     captions = [["a cat", "a pet", "a dog"], ["a cat", "a dog"]]
     photos = torch.tensor([[2.0, 0.0], [0.0, 3.0]])  # a dog, a cat; their length does not matter
-    one, other = rerank(groups, captions, photos, Judge(), 1.0)
+    one, other = rerank(groups, captions, photos, Judge(), clip_weight=1.0)
     assert [h.tokens for h in one] == [[1], [2], [0]]
     assert [h.score for h in one] == pytest.approx([-0.9, -0.9, -1.0])
     assert [h.tokens for h in other] == [[0], [1]] and [h.score for h in other] == pytest.approx([0.0, -1.1])
@@ -42,8 +42,8 @@ def test_the_score_is_the_models_plus_the_weighted_cosine() -> None:
 
 def test_a_weight_of_nothing_changes_nothing() -> None:
     groups = [candidates(-1.0, -2.0)]
-    assert rerank(groups, [["a cat", "a dog"]], torch.tensor([[1.0, 0.0]]), Judge(), 0.0) == groups
-    assert rerank([], [], torch.empty(0, 2), Judge(), 1.0) == []
+    assert rerank(groups, [["a cat", "a dog"]], torch.tensor([[1.0, 0.0]]), Judge(), clip_weight=0.0) == groups
+    assert rerank([], [], torch.empty(0, 2), Judge(), clip_weight=1.0) == []
 
 
 def test_an_encoder_that_cannot_compare_is_named() -> None:

@@ -1,0 +1,146 @@
+"""Constrained beam search: exact where the beam is as wide as the tree, else equal to its definition in Python."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.constrained import Constrained, padded
+from helpers.decoding import decode
+from helpers.errors import CaptioningError
+from helpers.sampling import Rules
+from tests.test_decoding import END, START, Toy, score_of, toy_features
+from tests.toy_captioners import features as world_features
+from tests.toy_captioners import small_model
+
+V = 5
+PHRASES = [[3], [4, 3], [0, 1, 4]]
+few = settings(max_examples=12, deadline=None)
+
+
+def search(toy: Toy, features, phrases, size: int, depth: int, penalty: float = 0.7, **rules):
+    """Returns for each image a list of (tokens, score), best first."""
+    log_probs, state = toy.step(torch.full((len(features),), START), toy.start(features))
+    history = torch.zeros(len(features), 0, dtype=torch.long)
+    words = padded([phrases] * len(features), features.device)
+    found = Constrained(END, size, depth, penalty).search(toy, log_probs, state, Rules(END, **rules), history, words)
+    out = []
+    for tokens, totals, lengths in zip(
+        found.tokens.tolist(), found.totals.tolist(), found.lengths.tolist(), strict=True
+    ):
+        kept = [(tuple(t[:n]), s / n**penalty) for t, s, n in zip(tokens, totals, lengths, strict=True) if n]
+        out.append(sorted(kept, key=lambda item: -item[1]))
+    return out
+
+
+def says(tokens, phrases) -> bool:
+    return any(tuple(tokens[i : i + len(p)]) == tuple(p) for p in phrases for i in range(len(tokens)))
+
+
+@few
+@given(
+    st.integers(0, 10_000), st.sampled_from([[[3]], [[3], [4]], [[4, 3]], PHRASES]), st.sampled_from([0.0, 0.7, 1.5])
+)
+def test_a_beam_as_wide_as_the_tree_finds_the_best_captions_that_say_it(seed, phrases, penalty) -> None:
+    toy, features, depth = Toy(seed, V, sharpness=1.0), toy_features(seed, 2), 4
+    found = search(toy, features, phrases, V**depth, depth, penalty)
+    for image, captions in zip(features, found, strict=True):
+        every = {}
+        for words in itertools.product(range(V), repeat=depth):
+            tokens = words[: words.index(END) + 1] if END in words else words
+            if says(tokens, phrases):
+                every[tokens] = sum(score_of(toy, image, tokens)) / len(tokens) ** penalty
+        best = sorted(every.items(), key=lambda item: -item[1])[:5]
+        seen = list(dict.fromkeys(captions))  # a phrase of several tokens can also be entered half-way through another
+        assert [tokens for tokens, _ in seen[:5]] == [tokens for tokens, _ in best]
+        assert [score for _, score in seen[:5]] == pytest.approx([score for _, score in best])
+
+
+def plain(toy: Toy, image, words: list[int], size: int, depth: int, penalty: float):
+    """The definition for words of one token, one image and one caption at a time."""
+    banks, done = ([((), 0.0)], []), []
+    for length in range(1, depth + 1):
+        nexts: tuple[list, list] = ([], [])
+        for bank, beams in enumerate(banks):
+            for tokens, total in beams:
+                state, previous = toy.start(image[None]), START
+                for token in [*tokens, None]:
+                    log_probs, state = toy.step(torch.tensor([previous]), state)
+                    previous = token
+                for token, value in enumerate(log_probs[0].tolist()):
+                    into = 1 if bank or token in words else 0
+                    if into or token != END:
+                        nexts[into].append(((*tokens, token), total + value))
+        nexts = tuple(sorted(some, key=lambda c: -c[1])[: 2 * size] for some in nexts)
+        last = length == depth
+        done += [(t, s / length**penalty) for t, s in nexts[1][: None if last else size] if last or t[-1] == END]
+        done = sorted(done, key=lambda d: -d[1])[:size]
+        banks = tuple([c for c in some if c[0][-1] != END][:size] for some in nexts)
+        hope = max([total for some in banks for _, total in some], default=-1e9) / length**penalty
+        if len(done) == size and done[-1][1] >= hope:
+            break
+    return done
+
+
+@few
+@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([[3], [3, 4]]), st.sampled_from([0.0, 0.7]))
+def test_it_equals_its_definition(seed, size, words, penalty) -> None:
+    toy, features = Toy(seed, 7), toy_features(seed, 3)
+    found = search(toy, features, [[word] for word in words], size, 6, penalty)
+    for image, captions in zip(features, found, strict=True):
+        expected = plain(toy, image, words, size, 6, penalty)
+        assert [tokens for tokens, _ in captions] == [tokens for tokens, _ in expected]
+        assert [score for _, score in captions] == pytest.approx([score for _, score in expected])
+
+
+def test_a_batch_gives_what_its_images_give_alone() -> None:
+    toy, features = Toy(7, V, sharpness=1.0), toy_features(3, 4)
+    together = search(toy, features, PHRASES, 3, 6)
+    alone = [search(toy, features[i : i + 1], PHRASES, 3, 6)[0] for i in range(4)]
+    for one, other in zip(together, alone, strict=True):
+        assert [tokens for tokens, _ in one] == [tokens for tokens, _ in other]
+        assert [score for _, score in one] == pytest.approx([score for _, score in other])
+
+
+@pytest.mark.parametrize("kind", ["ShowAndTell", "ShowAttendTell"])
+def test_captions_of_a_model_say_a_word_each(kind) -> None:
+    model, photos = small_model(kind, seed=3), torch.from_numpy(world_features("t").array)[:3]
+    include = [["bird"], ["sleeps", "zeppelin"], ["cat", "dog"]]
+    found = decode(model, photos, beam_size=3, max_length=8, include=include, banned=["blue"])
+    for group, words in zip(found, include, strict=True):
+        assert len(group) == 3
+        for h in group:
+            assert set(h.caption.split()) & set(words) and "blue" not in h.caption
+            assert sum(h.token_log_probs) == pytest.approx(h.log_prob, abs=1e-4)
+            assert h.score == pytest.approx(h.log_prob / len(h.tokens) ** 0.7, abs=1e-4)
+            assert len(h.attention) == (len(h.tokens) if kind == "ShowAttendTell" else 0)
+        assert group[0].score >= group[-1].score
+    one = found[0][0]
+    logits, _ = model(photos[:1], torch.tensor([[model.start_id, *one.tokens[:-1]]]), torch.zeros(1, dtype=torch.long))
+    expected = logits.log_softmax(-1)[0].gather(1, torch.tensor(one.tokens)[:, None]).squeeze(1)
+    assert one.token_log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_phrase_that_does_not_fit_gives_no_caption() -> None:
+    model, photos = small_model(), torch.from_numpy(world_features("t").array)[:2]
+    short, long = decode(model, photos, beam_size=2, max_length=2, include=[["dog"], ["the dog that runs"]])
+    assert short and all("dog" in h.caption for h in short) and long == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"include": [["dog"]]}, "include: words for each image"),
+        ({"include": [["dog"], ["cat"]], "method": "greedy"}, "with method 'beam'"),
+        ({"include": [["dog"], ["cat"]], "groups": 2, "beam_size": 4}, "one group"),
+        ({"include": [["dog"], ["zeppelin"]]}, "Image 2 has no word to include"),
+        ({"include": [["dog"], []]}, "Image 2 has no word to include"),
+    ],
+)
+def test_what_cannot_be_included_is_named(options, message) -> None:
+    with pytest.raises(CaptioningError, match=message):
+        decode(small_model(), torch.from_numpy(world_features("t").array)[:2], **options)
