@@ -16,6 +16,7 @@ from helpers.cnn_lstm import Standardise
 from helpers.errors import CaptioningError, unknown_name
 from helpers.gpt2_fast import CacheReader, GPT2Reader, reader
 from helpers.gpt2_weights import GPT2Weights, can_hold
+from helpers.language_models import read_on
 
 
 class MLPMapper(nn.Module):
@@ -240,13 +241,12 @@ class ClipCap(nn.Module):
         """
         if isinstance(self.language_model, GPT2Weights):
             self.language_model = self.language_model.whole()
-        out = self.language_model(inputs_embeds=self.prefix(features), use_cache=True, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits
+        logits, cache = read_on(self.language_model, inputs_embeds=self.prefix(features), logits_to_keep=1)
         if row is not None:
             cache.reorder_cache(row)
             logits = logits[row]
         if tokens.shape[1]:
-            rest = self.language_model(input_ids=tokens, past_key_values=cache, use_cache=True).logits  # [N, T, V]
+            rest, _ = read_on(self.language_model, cache, input_ids=tokens)  # [N, T, V]
             logits = torch.cat([logits, rest], dim=1)
         return logits, logits.new_zeros(*logits.shape[:2], 0)
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from helpers.cnn_lstm import exact_logits
 from helpers.errors import CaptioningError
 from helpers.gpt2_weights import GPT2Weights
+from helpers.language_models import read_on
 from helpers.sampling import NEVER
 
 GROWTH = 16  # steps for which the cache is lengthened at once
@@ -160,14 +161,14 @@ class CacheReader:
 
     def __init__(self, model: nn.Module, prefix: Tensor):
         self.model = model
-        out = model(inputs_embeds=prefix, use_cache=True, logits_to_keep=1)
-        self.cache, self.log_probs = out.past_key_values, _normalise(out.logits[:, -1])
+        logits, self.cache = read_on(model, inputs_embeds=prefix, logits_to_keep=1)
+        self.log_probs = _normalise(logits[:, -1])
 
     def step(self, tokens: Tensor) -> Tensor:
         """Returns log-probabilities [N, V] of the token after `tokens` [N]."""
-        out = self.model(input_ids=tokens[:, None], past_key_values=self.cache, use_cache=True)
-        self.cache, self.log_probs = out.past_key_values, None
-        return _normalise(out.logits[:, -1])
+        logits, self.cache = read_on(self.model, self.cache, input_ids=tokens[:, None])
+        self.log_probs = None
+        return _normalise(logits[:, -1])
 
     def reorder(self, index: Tensor) -> None:
         """Makes the rows `index` [N'] the reader's rows, in that order, in place."""

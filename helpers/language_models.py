@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,6 +98,19 @@ def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
         raise CaptioningError(f"The tokenizer of {name!r} has no end-of-sequence token; a caption could never end.")
     plain = name == "pocket-gpt2" or bool(getattr(model.config, "plain_captions", False))
     return model.eval(), CaptionTokenizer(tokenizer.backend_tokenizer, end_id, plain)
+
+
+def read_on(model: nn.Module, cache=None, **inputs) -> tuple[torch.Tensor, Any]:
+    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning).
+
+    inputs: `input_ids` or `inputs_embeds`, and other arguments of the model's forward pass. transformers 5.24 gave the
+    cache a new name in both directions; this is the one place that knows.
+    """
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+    out = model(**inputs, **{name: cache}, use_cache=True)
+    return out.logits, getattr(out, name)
 
 
 def _smollm2() -> tuple[str, dict]:

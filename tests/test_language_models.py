@@ -17,12 +17,42 @@ from helpers.language_models import (
     documents,
     load_language_model,
     pretrain,
+    read_on,
     save_language_model,
     train,
     train_tokenizer,
 )  # fmt: skip
 from tests.toy_captioners import MEANINGS, world
 from tests.toy_language_models import FAMILIES, SHAPE, all_captions, pocket_gpt2, save_family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_reading_on_with_a_cache_is_reading_the_whole(folders, family) -> None:
+    model, tokenizer = load_language_model(str(folders[family]))
+    ids = torch.tensor([tokenizer.encode("the cat that sits is green")])
+    first, cache = read_on(model, input_ids=ids[:, :2])
+    second, _ = read_on(model, cache, input_ids=ids[:, 2:])
+    torch.testing.assert_close(torch.cat([first, second], 1), model(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_goes_by_the_name_of_the_version(monkeypatch, name) -> None:
+    """transformers renamed it in 5.24; what stands here for a model knows one of the names."""
+
+    class Output:
+        __dataclass_fields__ = {"logits": None, name: None}
+        logits = torch.zeros(1)
+
+    def model(input_ids, use_cache, **cache):
+        assert use_cache and list(cache) == [name]
+        out = Output()
+        setattr(out, name, (cache[name] or 0) + input_ids)
+        return out
+
+    monkeypatch.setattr("transformers.modeling_outputs.CausalLMOutputWithPast", Output)
+    _, cache = read_on(model, input_ids=3)
+    assert read_on(model, cache, input_ids=4)[1] == 7
 
 
 @pytest.fixture(scope="module")
