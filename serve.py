@@ -77,6 +77,7 @@ def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
         clip_weight: field("clip_weight", 100) = None,
         consensus_weight: field("consensus_weight", 100) = None,
         tag_weight: field("tag_weight", 100) = None,
+        flaw_weight: field("flaw_weight", 100) = None,
         prompt: Annotated[str | None, Form(max_length=200, description="The words the caption begins with.")] = None,
         max_length: field("max_length", 60) = None,
         seed: Annotated[int | None, Form(ge=0, le=2**63 - 1, description="Makes sampling repeatable.")] = None,

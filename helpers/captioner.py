@@ -288,11 +288,12 @@ class Captioner:
     def decode(self, features: torch.Tensor, frozen: torch.Tensor | None = None, **options) -> list[list]:
         """Returns the hypotheses for features [B, R, D] or [B, D], see `helpers.decoding.decode`.
 
-        Beside the options of `decode` there are three weights, by which the candidates of a beam search are ranked,
+        Beside the options of `decode` there are four weights, by which the candidates of a beam search are ranked,
         see `helpers.rerank`; 0 is off. `clip_weight`: how much the likeness of photo and caption counts;
         `consensus_weight`: how much the likeness with what people say of such photos does; `tag_weight`: how much it
-        counts to name what a classifier is sure of. The last two need `frozen`, the vectors [B, 1280] of the frozen
-        encoder, see `encode`. Raises CaptioningError when they are missing.
+        counts to name what a classifier is sure of; `flaw_weight`: how much a flaw costs, such as a word said twice.
+        The second and the third need `frozen`, the vectors [B, 1280] of the frozen encoder, see `encode`. Raises
+        CaptioningError when they are missing.
         """
         from helpers.decoding import decode
         from helpers.rerank import WEIGHTS, image_vectors, rerank

@@ -30,6 +30,7 @@ OPTIONS = {
     "clip_weight": Option(float, "how much the likeness of photo and caption counts", 0),
     "consensus_weight": Option(float, "how much usual wording for such photos counts", 0),
     "tag_weight": Option(float, "how much it counts to name what a classifier is sure of", 0),
+    "flaw_weight": Option(float, "how much it costs to say a word twice, or to end on \"a\"", 0),
     "prompt": Option(str, "the words the caption begins with"),
     "max_length": Option(int, "tokens at most, the end included", 1),
 }

@@ -15,11 +15,19 @@ from torch.nn import functional as F
 
 from helpers.errors import CaptioningError
 from helpers.tags import Seen
+from helpers.text import normalise
 
 # Candidates are also judged by what an encoder sees that never read the training captions: in the eyes of one that was
 # trained on them, training photos are further from all others than new photos are.
 FROZEN, FROZEN_KIND = "efficientnet-lite2", "pooled+mirror"
-WEIGHTS = ("clip_weight", "consensus_weight", "tag_weight")  # of what is added to a candidate's score; 0 is off
+# English words that may well stand in a sentence twice, the first ones not at its end.
+OPEN = frozenset(
+    ["a", "an", "the", "and", "of", "in", "on", "at", "with", "to", "from", "by", "for", "into", "through", "while",
+     "as", "is", "are", "his", "her", "their", "its", "front"]
+)  # fmt: skip
+FUNCTION = OPEN | {"up", "down", "over", "it"}
+# Of what is added to a candidate's score; 0 is off.
+WEIGHTS = ("clip_weight", "consensus_weight", "tag_weight", "flaw_weight")
 
 
 def rerank(
@@ -32,11 +40,12 @@ def rerank(
     clip_weight: float = 0.0,
     consensus_weight: float = 0.0,
     tag_weight: float = 0.0,
+    flaw_weight: float = 0.0,
     seen: Sequence[Seen | None] = (),
 ) -> list[list]:
     """Returns the groups of Hypothesis, each sorted anew by score + `clip_weight` * cosine of image and caption
     + `consensus_weight` * what `helpers.consensus.Consensus.score` gives the caption + `tag_weight`, if the caption
-    says what is `seen` in the image.
+    says what is `seen` in the image - `flaw_weight` for each flaw that `flaws` counts.
 
     captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space; frozen: [B, D],
     the images as the frozen encoder sees them; each is needed for its own weight. seen: one entry an image, from
@@ -60,11 +69,24 @@ def rerank(
         said = [known is not None and known.tag.said_in(c)
                 for known, group in zip(seen, captions, strict=True) for c in group]  # fmt: skip
         extra = [value + tag_weight * hit for value, hit in zip(extra, said, strict=True)]
+    if flaw_weight:
+        extra = [value - flaw_weight * flaws(caption) for value, caption in zip(extra, flat, strict=True)]
     ranked, rest = [], iter(extra)
     for group in groups:
         scored = [replace(h, score=h.score + next(rest)) for h in group]
         ranked.append(sorted(scored, key=lambda h: -h.score))
     return ranked
+
+
+def flaws(caption: str) -> int:
+    """Returns how many of two flaws a caption has: a word said twice ("a cat is on a cat"; words of FUNCTION may be),
+    and an end in the middle of a phrase ("a cat is on a").
+
+    Self-critical training brings both: an n-gram that the references hold is a gain wherever it stands.
+    """
+    words = normalise(caption)
+    meant = [word for word in words if word not in FUNCTION]
+    return (len(meant) > len(set(meant))) + (bool(words) and words[-1] in OPEN)
 
 
 def image_vectors(encoder, features: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from helpers.errors import CaptioningError
+from helpers.errors import CaptioningError, command
 from helpers.text import normalise
 
 SURE = 0.7  # probability from which a tag counts
@@ -41,8 +41,8 @@ def _tag(words: str, *classes: int | range, animal: bool = False) -> Tag:
 
 
 # Which kinds are in: animals, since none but dogs are common in Flickr8k, and things that people mention when they are
-# there. `python -m helpers.tags` prints how often people do. Kinds that the classifier often imagines (a unicycle, a
-# snorkel, a balance beam) are out.
+# there: `python -m helpers.tags --data_dir DIR` prints how often. Kinds that the classifier often imagines (a unicycle,
+# a snorkel, a balance beam) are out.
 ANIMALS = [
     _tag("dog dogs puppy puppies poodle dalmatian greyhound greyhounds", range(151, 269)),
     _tag("cat cats kitten kittens", range(281, 286)),
@@ -175,3 +175,41 @@ def add_candidates(
         for image, group in zip(images, found, strict=True):
             out[image] += group
     return out
+
+
+def mentions(seen: Mapping[str, Seen | None], references: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, float]]:
+    """Returns for each tag that was seen, by its first word, in how many images, and in what share of their captions
+    people say one of its words."""
+    shares: dict[str, list[float]] = {}
+    for image, known in seen.items():
+        if known is not None:
+            said = [known.tag.said_in(caption) for caption in references[image]]
+            shares.setdefault(known.tag.words[0], []).append(sum(said) / len(said))
+    return {word: (len(values), sum(values) / len(values)) for word, values in sorted(shares.items())}
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    import argparse
+
+    from helpers.datasets import load_dataset
+    from helpers.encoders import load_encoder
+    from helpers.features import cache_features
+    from helpers.rerank import FROZEN, FROZEN_KIND
+
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.tags", description="Print how often people say what the classifier is sure of."
+    )
+    parser.add_argument("--dataset", default="flickr8k")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--split", default="train")
+    options = parser.parse_args(arguments)
+    dataset, encoder = load_dataset(options.dataset, options.data_dir), load_encoder(FROZEN)
+    features = cache_features(encoder, {n: dataset.path(n) for n in dataset.images(options.split)}, FROZEN_KIND)
+    seen = dict(zip(features.names, find_tags(encoder.classify(features[features.names])), strict=True))
+    for word, (images, share) in mentions(seen, dataset.references(options.split)).items():
+        print(f"{word:12} {images:5} images, {share:.2f} of their captions")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -66,6 +66,7 @@ def main() -> int:
     from helpers.captioner import CHECKPOINTS, Captioner, load_checkpoint, save_checkpoint
     from helpers.datasets import load_dataset
     from helpers.files import atomic_write, cache_dir, read_json
+    from helpers.rerank import WEIGHTS
     from helpers.training_state import load_mean
 
     run, folder = options.run or cache_dir() / "runs" / options.name, CHECKPOINTS / options.name
@@ -84,12 +85,13 @@ def main() -> int:
         captioner = Captioner.load(save_checkpoint(trial, model.eval(), config))  # as it will be read: in fp16
         mine = [row for row in rows if int(row["stage"]) in numbers]
         cost = len(mine), sum(float(row["seconds"]) for row in mine) / 60
-        stages.append((name, *cost, score(captioner, dataset, clip_weight=0.0, consensus_weight=0.0)))
-        if config["decoding"].get("clip_weight"):
-            likeness = score(captioner, dataset, consensus_weight=0.0)
-            stages.append((f"{name}, ranked with PocketCLIP", *cost, likeness))
-        if config["decoding"].get("consensus_weight"):
-            stages.append((f"{name}, ranked with PocketCLIP and by consensus", *cost, score(captioner, dataset)))
+        stages.append((name, *cost, score(captioner, dataset, **dict.fromkeys(WEIGHTS, 0.0))))
+        steps = {"clip": "PocketCLIP", "consensus": "consensus", "tag": "tags", "flaw": "flaws"}
+        for place, step in enumerate(steps):  # each brings something to those before it
+            if config["decoding"].get(f"{step}_weight"):
+                later = {f"{other}_weight": 0.0 for other in list(steps)[place + 1 :]}
+                ranked = ", ".join(list(steps.values())[: place + 1])
+                stages.append((f"{name}, ranked by {ranked}", *cost, score(captioner, dataset, **later)))
         scores = stages[-1][-1]
         print(name, scores, sep="\n", flush=True)
         if best is None or scores["CIDEr"] > best[1]["CIDEr"]:

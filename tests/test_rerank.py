@@ -7,7 +7,7 @@ import torch
 
 from helpers.decoding import Hypothesis
 from helpers.errors import CaptioningError
-from helpers.rerank import image_vectors, rerank
+from helpers.rerank import flaws, image_vectors, rerank
 
 MEANINGS = {"a dog": (1.0, 0.0), "a cat": (0.0, 1.0), "a pet": (0.6, 0.8)}
 
@@ -44,6 +44,18 @@ def test_a_weight_of_nothing_changes_nothing() -> None:
     groups = [candidates(-1.0, -2.0)]
     assert rerank(groups, [["a cat", "a dog"]], torch.tensor([[1.0, 0.0]]), Judge(), clip_weight=0.0) == groups
     assert rerank([], [], torch.empty(0, 2), Judge(), clip_weight=1.0) == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "count"),
+    [("a cat is on a cat", 1), ("a brown and brown dog", 1), ("A man on the back of the boat in the water", 0), ("", 0),
+     ("a dog and two dogs", 0), ("a cat is on a", 1), ("a cat and a cat are in front", 2), ("a boy jumps up", 0)],
+)  # fmt: skip
+def test_flaws_cost(caption, count) -> None:
+    assert flaws(caption) == count
+    [ranked] = rerank([candidates(-1.0, -2.5)], [[caption, "a dog"]], None, None, flaw_weight=2.0)
+    assert [h.tokens for h in ranked] == ([[1], [0]] if count else [[0], [1]])
+    assert {h.tokens[0]: h.score for h in ranked} == pytest.approx({0: -1.0 - 2 * count, 1: -2.5})
 
 
 def test_an_encoder_that_cannot_compare_is_named() -> None:

@@ -12,7 +12,7 @@ from helpers.encoders import load_encoder
 from helpers.errors import CaptioningError
 from helpers.images import open_image
 from helpers.rerank import FROZEN, FROZEN_KIND, rerank
-from helpers.tags import SURE, TAGS, Seen, Tag, add_candidates, find_tags
+from helpers.tags import SURE, TAGS, Seen, Tag, add_candidates, find_tags, mentions
 from helpers.text import normalise
 from tests.toy_captioners import features as world_features
 from tests.toy_captioners import small_model
@@ -97,6 +97,18 @@ def test_candidates_that_say_it_join_those_that_do_not() -> None:
     assert "bird" in weighted[0][0].caption
     best = max(more[0], key=lambda h: h.score + 50.0 * ("bird" in h.caption))
     assert weighted[0][0].score == pytest.approx(best.score + 50.0)
+
+
+def test_how_often_people_say_it() -> None:
+    sheep, bike = Seen(tag("sheep"), 0.9), Seen(tag("bike"), 0.8)
+    seen = {"a": sheep, "b": None, "c": bike, "d": sheep}
+    said = {
+        "a": ["Two lambs.", "A dog"],
+        "b": ["A sheep"],
+        "c": ["A man rides", "A boy"],
+        "d": ["A ram", "Sheep graze"],
+    }
+    assert mentions(seen, said) == {"bike": (1, 0.0), "sheep": (2, 0.75)}
 
 
 def test_the_classifier_of_the_frozen_encoder_knows_the_samples(samples) -> None:
