@@ -15,8 +15,9 @@ from typing import Any
 
 import streamlit as st
 from PIL import Image
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from helpers import web_page
+from helpers import web_limits, web_page
 from helpers.errors import CaptioningError
 from helpers.images import shown
 
@@ -50,6 +51,7 @@ def the_desk():
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--checkpoint", action="append", default=[])
     desk = Desk(parser.parse_known_args(sys.argv[1:])[0].checkpoint, pick_device())
+    web_limits.limit_uploads(get_script_run_ctx().uploaded_file_mgr, desk.limits)  # one for all visitors
     desk.warm_up()
     return desk
 
@@ -67,7 +69,8 @@ def choose() -> list[Item]:
     state.setdefault("round", 0)
     uploads = st.file_uploader(
         "Drop photos here, or choose them", key=f"uploads-{state.round}", max_upload_size=MEGABYTES,
-        accept_multiple_files=True, help="JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF.",
+        accept_multiple_files=True, help="JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF; "
+        f"together at most {web_limits.LIMITS.request_bytes // 10**6} MB.",
     )  # fmt: skip
     with st.container(key="pasting"):  # inside one, the input stays here and does not stick to the window's lower edge
         pasted = st.chat_input(
@@ -76,7 +79,9 @@ def choose() -> list[Item]:
         )  # fmt: skip
     if pasted:
         for file in pasted.files:
-            state.kept[file.file_id] = Item(file.file_id, shown(file.name), file.getvalue(), "The photo you pasted")
+            item = Item(file.file_id, shown(file.name), file.getvalue(), "The photo you pasted")
+            state.kept[item.key] = item
+            web_limits.remember(item)
         if not pasted.files:
             st.warning("That was text. Copy a photo, click into the field, and press Ctrl+V.")
     with st.container(horizontal=True, wrap=False, gap="small", key="samples"):
@@ -86,7 +91,7 @@ def choose() -> list[Item]:
                 if st.button(name, key=f"pick-{name}", help=text, width="stretch"):
                     state.kept.pop(f"sample {name}", None)
                     state.kept[f"sample {name}"] = Item(f"sample {name}", f"{name}.jpg", data, text)
-    while len(state.kept) > KEPT:
+    while len(state.kept) > KEPT or web_limits.total(state.kept.values()) > web_limits.LIMITS.request_bytes:
         del state.kept[next(iter(state.kept))]
     chosen = [Item(file.file_id, shown(file.name), file.getvalue(), "Your photo") for file in uploads]
     return [*reversed(state.kept.values()), *chosen]

@@ -24,23 +24,10 @@ from helpers.captioner import Caption, Captioner, available, checkpoint_folder
 from helpers.errors import CaptioningError, unknown_name
 from helpers.files import read_json
 from helpers.images import open_image, shown
+from helpers.web_limits import LIMITS, Limits
 
 DECODING = {"method": "beam", "beam_size": 5}  # of a checkpoint that says nothing
 THUMB = 640  # pixels of the longer side of the copy that a page shows
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one visitor may ask for."""
-
-    photo_bytes: int = 25_000_000
-    request_bytes: int = 60_000_000  # all photos of a request together
-    photos: int = 20  # of a request, or on a page
-    seconds: float = 30.0  # from the first byte of a request to its answer
-    waiting: int = 200  # photos that may wait for the captioner, of all visitors together
-
-
-LIMITS = Limits()
 
 
 class Busy(CaptioningError):
@@ -53,7 +40,7 @@ class Photo:
 
     name: str
     square: Image.Image = field(repr=False)
-    thumb: Image.Image | None = field(default=None, repr=False)
+    thumb: bytes | None = field(default=None, repr=False)  # a JPEG: a page holds one for each photo of each visitor
 
 
 @dataclass
@@ -168,7 +155,8 @@ class Desk:
         square = Image.fromarray(encoder.prepare(image).permute(1, 2, 0).contiguous().numpy())
         if thumb:
             image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
-        return Photo(upload.name, square, image if thumb else None)
+            image.convert("RGB").save(small := io.BytesIO(), "JPEG", quality=90)
+        return Photo(upload.name, square, small.getvalue() if thumb else None)
 
     def submit(self, photos: Sequence[Photo], model: str | None = None, **options) -> Future[list[Caption]]:
         """Returns, later, one Caption a photo. `options` as `helpers.decoding.decode` takes them.

@@ -1,0 +1,82 @@
+"""What one visitor of the page, or one request to the service, may ask for; and the page's memory.
+
+Streamlit keeps every uploaded file until its visitor has left, and limits the size of one file alone: a single visitor
+could fill the memory with many. Here all files of a visitor have a limit together, and all visitors have one.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for."""
+
+    photo_bytes: int = 25_000_000
+    request_bytes: int = 60_000_000  # all photos of a request together, or of a visitor of the page
+    held_bytes: int = 600_000_000  # all photos of all visitors that the page holds
+    photos: int = 20  # of a request, or on a page
+    seconds: float = 30.0  # from the first byte of a request to its answer
+    waiting: int = 200  # photos that may wait for the captioner, of all visitors together
+
+
+LIMITS = Limits()
+LEAST = 10_000  # bytes that any file counts for: empty ones take room, too
+_pasted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # gone with the visitor who pasted them
+
+
+def remember(item: Any) -> None:
+    """Counts a photo that the page keeps itself, for as long as anyone holds `item`. It has its bytes in `data`."""
+    _pasted[id(item)] = item
+
+
+def size_of(data: bytes) -> int:
+    """Returns the bytes that a file counts for."""
+    return max(len(data), LEAST)
+
+
+def total(items: Iterable[Any]) -> int:
+    """Returns the bytes that items count for together."""
+    return sum(size_of(item.data) for item in items)
+
+
+def held(manager: Any) -> dict[str, int]:
+    """Returns the bytes that uploads take, by visitor, and those of pasted photos together (by the name "")."""
+    stored: Mapping[str, Mapping[str, Any]] = manager.file_storage
+    sizes = {visitor: total([*files.values()]) for visitor, files in [*stored.items()]}
+    return sizes | {"": total([*_pasted.values()])}
+
+
+def limit_uploads(manager: Any, limits: Limits) -> None:
+    """Makes Streamlit's file manager refuse a file that is too much, with HTTP status 413 for one visitor and 503 for
+    all together. `manager` is the `uploaded_file_mgr` of a running script; limiting it twice changes nothing.
+
+    Raises TypeError when it is not the manager that this was written for: better no page than one without a limit.
+    """
+    from fastapi import HTTPException
+
+    known = callable(getattr(manager, "add_file", None)) and isinstance(getattr(manager, "file_storage", None), Mapping)
+    if not known:
+        raise TypeError(f"{type(manager).__name__} is not the file manager that helpers/web_limits.py can limit.")
+    if getattr(manager, "limited", False):
+        return
+    add, lock = manager.add_file, threading.Lock()
+
+    def add_file(session_id: str, file: Any) -> None:
+        with lock:  # two uploads that arrive together must not each find room for one
+            sizes, new = held(manager), size_of(file.data)
+            if sizes.get(session_id, 0) + new > limits.request_bytes:
+                most = f"{limits.request_bytes // 10**6} MB"
+                raise HTTPException(
+                    413, f"All your photos together may have {most}. Remove some, or send smaller ones."
+                )
+            if sum(sizes.values()) + new > limits.held_bytes:
+                raise HTTPException(503, "The page holds as many photos as it can. Try again in a few minutes.")
+            add(session_id, file)
+
+    manager.add_file, manager.limited = add_file, True
