@@ -18,7 +18,7 @@ from helpers.metrics import evaluate
 from helpers.objectives import CrossEntropy
 from helpers.runs import check
 from helpers.text import IGNORE, START, UNKNOWN
-from helpers.training import parameter_groups, run_stage, stage_settings
+from helpers.training import make_accelerator, parameter_groups, run_stage, stage_settings
 from helpers.training_state import Average, load_mean, load_state, save_state
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
