@@ -39,7 +39,14 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def page_server(*arguments: str, seconds: float = 120) -> Iterator[str]:
-    """Runs the page and yields its address. Raises RuntimeError when it does not start in time."""
+    """Runs the page and yields its address, see `page_process`."""
+    with page_process(*arguments, seconds=seconds) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def page_process(*arguments: str, seconds: float = 120) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Runs the page and yields its address and its process. Raises RuntimeError when it does not start in time."""
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
     server = subprocess.Popen([*command, "--", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -53,7 +60,7 @@ def page_server(*arguments: str, seconds: float = 120) -> Iterator[str]:
                 if server.poll() is not None or time.monotonic() > end:
                     raise RuntimeError("The page did not start.") from None
                 time.sleep(0.2)
-        yield address
+        yield address, server
     finally:
         server.terminate()
         try:

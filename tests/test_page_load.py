@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import random
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileMan
 from helpers import web_limits
 from helpers.captioner import Captioner
 from helpers.web_limits import LEAST, Limits, limit_uploads
-from scripts.screenshot import free_port
+from scripts.screenshot import page_process
 from tests.nasty_images import bad_files, make_corpus
 from tests.page_visitor import Visitor
 from tests.test_captioner import write
@@ -35,22 +33,10 @@ def toy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(root: Path, toy: Path):
+def server(toy: Path):
     """The page with an untrained captioner, in a process of its own: (address, process)."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    process = subprocess.Popen([*command, "--", "--checkpoint", str(toy)], cwd=root, stdout=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            httpx.get(f"{address}/_stcore/health", timeout=5)
-            break
-        except httpx.TransportError:
-            assert process.poll() is None, "the page did not start"
-            time.sleep(0.2)
-    yield address, process
-    process.kill()  # it would wait for its visitors
-    process.wait(20)
+    with page_process("--checkpoint", str(toy)) as running:
+        yield running
 
 
 def check(shown, captions: int, errors: int) -> None:
@@ -126,13 +112,15 @@ def test_a_thousand_mixed_requests(server, toy, samples) -> None:
 
 
 @needs_proc
-def test_every_nasty_file_gets_a_caption_or_one_message(server, tmp_path) -> None:
+def test_every_nasty_file_gets_a_caption_or_one_message(server, tmp_path, samples) -> None:
     """In bounded time and memory: those of the command line, see test_bad_photos.py."""
     address, process = server
     corpus = {path: kind for path, kind in make_corpus(tmp_path).items() if is_readable_file(path)}
     assert len(corpus) > 400
-    base, slowest = memory(process), 0.0
     with Visitor(address) as visitor:
+        visitor.upload("first.jpg", samples[0].read_bytes())
+        check(visitor.run(), 1, 0)  # the captioner is loaded
+        base, slowest = memory(process), 0.0
         for start in range(0, len(corpus), 20):  # the page takes twenty at once
             visitor.remove_all()
             some = list(corpus.items())[start : start + 20]
