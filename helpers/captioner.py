@@ -228,7 +228,11 @@ class Captioner:
         return self._see([self._prepare(image, judged := self.asks_frozen({})) for image in images], judged)
 
     def _prepare(self, image, judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.encoder.prepare(image), self.frozen.prepare(image) if judged else None
+        pixels = self.encoder.prepare(image)
+        if not judged:
+            return pixels, None
+        alike = self.encoder.preprocessing == self.frozen.preprocessing  # a large photo is not made small twice
+        return pixels, pixels if alike else self.frozen.prepare(image)
 
     def _see(self, pixels: Sequence[tuple], judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         from helpers.rerank import FROZEN_KIND
