@@ -19,7 +19,7 @@ environment:  ## make .venv, or mend it; the other commands do so themselves
 		"(on Debian or Ubuntu: apt-get install python3 python3-venv) and repeat the command."; exit 1; }
 	@$(SYSTEM_PYTHON) scripts/make_environment.py $(VENV) requirements.txt
 
-run: environment  ## run every notebook, caption the sample photos, print the results (nine minutes on two cores)
+run: environment  ## run every notebook, caption the sample photos, print the results (3 to 9 minutes on two cores)
 	@$(PYTHON) scripts/run_all.py
 
 test: environment  ## lint, unit tests, every cell of every notebook, browser test

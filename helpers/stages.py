@@ -54,6 +54,7 @@ def make_accelerator(mixed_precision: str | None = None):
     """Returns accelerate's Accelerator; bf16 where the hardware multiplies it, unless asked otherwise."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import AutocastKwargs
 
     from helpers.encoders import fast_bf16
 
@@ -64,8 +65,11 @@ def make_accelerator(mixed_precision: str | None = None):
         mixed_precision = "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; a notebook may ask for another
+    # Autocast keeps what it cast. Before PyTorch 2.14 training then goes on with weights of the step before, or with
+    # those that were cast for decoding, without gradients.
+    fresh = AutocastKwargs(cache_enabled=False)
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[fresh])
     except ValueError as error:  # a precision that does not exist, or not on this hardware
         AcceleratorState._reset_state()
         raise CaptioningError(f"mixed_precision {mixed_precision!r} cannot be used here: {error} Use 'no'.") from error
