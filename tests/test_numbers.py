@@ -146,6 +146,12 @@ def test_endless_overflow_stops(tmp_path) -> None:
         run_stage(run, {**QUICK, "epochs": 30}, accelerator=Half())
 
 
+def test_autocast_keeps_no_weights_from_one_step_to_the_next() -> None:
+    """Before PyTorch 2.14 it took what was cast while captions were decoded, see scripts/oldest_versions.py."""
+    assert make_accelerator("bf16").autocast_handler.cache_enabled is False
+    assert make_accelerator("no").mixed_precision == "no"
+
+
 def test_a_precision_that_cannot_be_used_is_named() -> None:
     with pytest.raises(CaptioningError, match="mixed_precision 'fp12' cannot be used here"):
         make_accelerator("fp12")
