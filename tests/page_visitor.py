@@ -38,7 +38,7 @@ class Visitor:
         self.open = ExitStack()
         opening = connect(
             f"{address.replace('http', 'ws', 1)}/_stcore/stream", subprotocols=["streamlit", token], origin=address,
-            additional_headers={"Cookie": f"{COOKIE}={token}"}, max_size=None, open_timeout=60,
+            additional_headers={"Cookie": f"{COOKIE}={token}"}, max_size=None, open_timeout=60, close_timeout=1,
         )  # fmt: skip
         self.socket = self.open.enter_context(opening)
         self.session, self.uploader, self.files = "", "", []
