@@ -231,8 +231,12 @@ class Captioner:
         pixels = self.encoder.prepare(image)
         if not judged:
             return pixels, None
-        alike = self.encoder.preprocessing == self.frozen.preprocessing  # a large photo is not made small twice
-        return pixels, pixels if alike else self.frozen.prepare(image)
+        return pixels, pixels if self._prepared_alike else self.frozen.prepare(image)
+
+    @cached_property
+    def _prepared_alike(self) -> bool:
+        """Whether one small copy of a photo serves both encoders."""
+        return self.encoder.preprocessing == self.frozen.preprocessing
 
     def _see(self, pixels: Sequence[tuple], judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         from helpers.rerank import FROZEN_KIND

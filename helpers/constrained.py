@@ -25,7 +25,7 @@ NONE = -1  # no token
 
 def phrase_ids(model, words: Sequence[str]) -> list[list[int]]:
     """Returns the tokens of those words (or phrases) that the model can say."""
-    unknown = getattr(model.tokenizer, "unknown_id", None)
+    unknown = getattr(getattr(model, "tokenizer", None), "unknown_id", None)
     encoded = (model.tokenizer.encode(word) for word in words)
     return [ids for ids in encoded if ids and (unknown is None or unknown not in ids)]
 

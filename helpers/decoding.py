@@ -186,12 +186,7 @@ def _banned_ids(model, banned: Sequence[str | int]) -> list[list[int]]:
     """
     tokenizer = getattr(model, "tokenizer", None)
     out = [[item] for item in (*getattr(tokenizer, "unsayable", ()), *banned) if not isinstance(item, str)]
-    unknown = getattr(tokenizer, "unknown_id", None)
-    for word in (item for item in banned if isinstance(item, str)):
-        ids = model.tokenizer.encode(word)
-        if ids and unknown not in ids:
-            out.append(ids)
-    return out
+    return out + phrase_ids(model, [item for item in banned if isinstance(item, str)])
 
 
 def _begin(model, features: Tensor, prompt: list[int]) -> tuple[Tensor, object, Tensor | None]:

@@ -35,9 +35,9 @@ class Tag:
         return not set(normalise(caption)).isdisjoint(self.words)
 
 
-def _tag(words: str, *classes: int | range, animal: bool = False) -> Tag:
+def _tag(words: str, *classes: int | range) -> Tag:
     numbers = {n for part in classes for n in ([part] if isinstance(part, int) else part)}
-    return Tag(tuple(words.split()), frozenset(numbers), animal)
+    return Tag(tuple(words.split()), frozenset(numbers))
 
 
 # Which kinds are in: animals, since none but dogs are common in Flickr8k, and things that people mention when they are
@@ -161,17 +161,14 @@ def add_candidates(
     from helpers.decoding import decode
 
     out = [list(group) for group in groups]
-    silent: dict[Seen, list[int]] = {}  # images by what is missing; those alike are searched together
+    silent: dict[tuple, list[int]] = {}  # images by what is missing and banned; those alike are searched together
     for image, known in enumerate(seen):
         if known is not None and not known.tag.said_in(out[image][0].caption) and phrase_ids(model, known.tag.words):
-            alike = next((other for other in silent if (other.tag, other.banned) == (known.tag, known.banned)), known)
-            silent.setdefault(alike, []).append(image)
+            silent.setdefault((known.tag.words, known.banned), []).append(image)
     options = {name: value for name, value in options.items() if name not in ("trace", "groups", "diversity")}
-    for known, images in silent.items():
-        banned = [*options.get("banned", ()), *known.banned]
-        found = decode(
-            model, features[images], **{**options, "banned": banned}, include=[known.tag.words] * len(images)
-        )
+    for (words, ruled_out), images in silent.items():
+        banned = [*options.get("banned", ()), *ruled_out]
+        found = decode(model, features[images], **{**options, "banned": banned}, include=[words] * len(images))
         for image, group in zip(images, found, strict=True):
             out[image] += group
     return out
