@@ -18,7 +18,7 @@ from torch import nn
 
 from helpers import checkpoint_config
 from helpers.errors import CaptioningError, unknown_name
-from helpers.files import ROOT, atomic_write, read_json, sha256_file, write_json
+from helpers.files import ROOT, read_json, save_tensors, sha256_file, write_json
 from helpers.models import build_model
 
 CHECKPOINTS = ROOT / "data" / "checkpoints"
@@ -79,8 +79,6 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
 
     `config` is the training configuration; `extra` adds entries, such as measured scores.
     """
-    from safetensors.torch import save_file
-
     from helpers import tuned_encoder
     from helpers.encoders import load_encoder, weights_fingerprint
     from helpers.training_state import unique_tensors
@@ -95,8 +93,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     }
     tokenizer_file = f"{'vocabulary' if type(model.tokenizer).__name__ == 'Vocabulary' else 'tokenizer'}.json"
     model.tokenizer.save(folder / tokenizer_file)
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
+    save_tensors(folder / "model.safetensors", tensors)
     encoder, files = load_encoder(config["encoder"]), ["model.safetensors", tokenizer_file]
     if trunk is not None:
         encoder = tuned_encoder.save_tail(folder, encoder, trunk)

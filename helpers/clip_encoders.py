@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from helpers.encoders import Encoder, weights_fingerprint
 from helpers.errors import CaptioningError, unknown_name
-from helpers.files import whole_files
+from helpers.files import save_tensors, whole_files
 
 
 def middle(image: Image.Image, longest: int = 16) -> Image.Image:
@@ -217,13 +217,8 @@ class OpenAIClipEncoder(ClipEncoder):
 
     def save(self, path: str | Path) -> Path:
         """Writes the weights as a .safetensors file, which `load_encoder("clip:PATH")` reads; returns its path."""
-        from safetensors.torch import save_file
-
-        from helpers.files import atomic_write
-
         path = Path(path).with_suffix(".safetensors")
-        with atomic_write(path) as temporary:
-            save_file({n: v.detach().cpu().contiguous() for n, v in self.module.state_dict().items()}, temporary)
+        save_tensors(path, self.module.state_dict())
         return path
 
 

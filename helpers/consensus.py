@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.errors import CaptioningError, command
-from helpers.files import atomic_write, read_json, sha256_file, write_json
+from helpers.files import read_json, save_tensors, sha256_file, write_json
 from helpers.text import ORDERS, ngrams, normalise
 
 FILE = "consensus.safetensors"
@@ -88,8 +88,6 @@ class Consensus:
 
     def save(self, folder: Path) -> None:
         """Writes the file beside the encoder's, and its hash into the encoder's configuration."""
-        from safetensors.torch import save_file
-
         words = sorted({word for gram in self.grams for word in gram})
         place = {word: number for number, word in enumerate(words)}
         padded = [[place[word] for word in gram] + [-1] * (ORDERS - len(gram)) for gram in self.grams]
@@ -104,8 +102,7 @@ class Consensus:
         }
         if self.projection is not None:
             tensors |= {"projection": self.projection.half(), "offset": self.offset}
-        with atomic_write(folder / FILE) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        save_tensors(folder / FILE, tensors)
         config = read_json(folder / "config.json")
         config["sha256"][FILE] = sha256_file(folder / FILE)
         write_json(folder / "config.json", config)

@@ -11,9 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helpers.errors import CaptioningError
 from helpers.locks import claimed, sweep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,17 +61,49 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     CaptioningError as `atomic_write` does.
     """
     folder = Path(folder)
-    with _writing(folder):
+    with _part_folder(folder) as part:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent, f".{glob.escape(folder.name)}.*.part")
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        yield part
+        for file in sorted(part.iterdir()):
+            _take_place(file, folder / file.name)
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors of any shape as a safetensors file, whole or not at all. Raises as `atomic_write` does.
+
+    safetensors (from 0.8) makes a temporary file of its own, private and under a name of its own, and never removes it
+    when the process is killed. So it writes in a temporary folder that `sweep` knows.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    with _part_folder(path) as part:
+        own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(own, part / path.name, metadata=metadata)
+        _take_place(part / path.name, path)
+
+
+@contextlib.contextmanager
+def _part_folder(path: Path) -> Iterator[Path]:
+    """Yields a claimed temporary folder beside `path`, which is removed in the end."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, f".{glob.escape(path.name)}.*.part")
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        with _writing(folder), claimed(part):
+        with _writing(path), claimed(part):
             yield part
-            for file in sorted(part.iterdir()):
-                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _take_place(file: Path, path: Path) -> None:
+    """Moves a file that a library wrote to its place: on the disk before that, and for those to read who should."""
+    if file.is_file():
+        os.chmod(file, 0o666 & ~_umask())
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    os.replace(file, path)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from helpers.encoders import TrunkEncoder, weights_fingerprint
 from helpers.errors import CaptioningError
-from helpers.files import cache_dir, read_json, sha256_file, write_json
+from helpers.files import cache_dir, read_json, save_tensors, sha256_file, write_json
 from helpers.text import UNKNOWN, Vocabulary, pad
 from helpers.trunks import WIDTH, LiteTrunk
 
@@ -144,14 +144,9 @@ class PocketClipEncoder(TrunkEncoder):
 
 def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None) -> None:
     """Writes weights in fp16, vocabulary and configuration with their hashes."""
-    from safetensors.torch import save_file
-
-    from helpers.files import atomic_write
-
     model.tokenizer.save(folder / "vocabulary.json")
-    with atomic_write(folder / "model.safetensors") as temporary:
-        tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
-        save_file({n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}, temporary)
+    tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
+    save_tensors(folder / "model.safetensors", {n: v.detach().clone() for n, v in tensors.items()})
     hashes = {name: sha256_file(folder / name) for name in ("model.safetensors", "vocabulary.json")}
     config = {"format": 1, "name": "pocket-clip", "class": "PocketCLIP", "options": model.config, "sha256": hashes}
     write_json(folder / "config.json", config | (extra or {}))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.errors import CaptioningError
-from helpers.files import atomic_write
+from helpers.files import save_tensors
 
 
 class Average:
@@ -53,18 +53,16 @@ def save_state(
     path: Path, model: nn.Module, optimizer=None, average: Average | None = None, state: dict | None = None
 ) -> None:
     """Writes a model, and for resuming its optimiser, average and counters, whole or not at all."""
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {f"model.{n}": v.detach().contiguous() for n, v in unique_tensors(model).items()}
+    tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in unique_tensors(model).items()}
     if optimizer is not None:
         for number, values in optimizer.state_dict()["state"].items():
             tensors |= {
-                f"optimizer.{number}.{n}": v.detach().contiguous() for n, v in values.items() if isinstance(v, Tensor)
+                f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, Tensor)
             }
     if average is not None:
-        tensors |= {f"average.{n}": v.contiguous() for n, v in average.values.items()}
-    with atomic_write(path) as temporary:
-        save_file({n: v.clone() for n, v in tensors.items()}, temporary, metadata={"state": json.dumps(state or {})})
+        tensors |= {f"average.{n}": v for n, v in average.values.items()}
+    own = {name: value.detach().clone() for name, value in tensors.items()}
+    save_tensors(path, own, {"state": json.dumps(state or {})})
 
 
 def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | None = None) -> dict:

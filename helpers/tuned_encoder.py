@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from helpers import encoders
 from helpers.encoders import Encoder, TrunkEncoder, weights_fingerprint
 from helpers.errors import CaptioningError, unknown_name
-from helpers.files import atomic_write
+from helpers.files import save_tensors
 from helpers.trunks import LiteTrunk
 
 FILE = "encoder.safetensors"
@@ -190,11 +190,8 @@ def parts(model: nn.Module) -> tuple[nn.Module, LiteTrunk | None]:
 
 def save_tail(folder: Path, encoder: Encoder, trunk: LiteTrunk) -> TunedEncoder:
     """Writes the tail's weights (fp16) into a checkpoint's folder; returns the encoder as it will be loaded."""
-    from safetensors.torch import save_file
-
     weights = {n: p.detach().cpu().half().contiguous().clone() for n, p in trunk.tail_parameters().items()}
-    with atomic_write(folder / FILE) as temporary:
-        save_file(weights, temporary)
+    save_tensors(folder / FILE, weights)
     return TunedEncoder(encoder, weights)
 
 

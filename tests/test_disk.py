@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.errors import CaptioningError
-from helpers.files import atomic_write, read_json, whole_files, write_json
+from helpers.files import atomic_write, read_json, save_tensors, whole_files, write_json
 from helpers.language_models import save_language_model
 from helpers.locks import claimed, sweep
 from tests.bad_server import Page, serving
@@ -222,6 +223,35 @@ def test_several_files_take_their_places_together_or_not_at_all(tmp_path, error)
     with whole_files(folder) as part:
         (part / "config.json").write_text("third")
     assert (folder / "config.json").read_text() == "third" and not stale.exists()
+
+
+def test_tensors_are_written_whole_readable_by_all_and_nothing_else_stays(tmp_path, monkeypatch) -> None:
+    """safetensors writes a private file `.tmpXXXXXX` beside the one that it was asked for, and renames it."""
+    import safetensors.torch
+
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"a": torch.arange(6.0).view(2, 3).T}, {"state": "first"})  # not contiguous
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"state": "first"}
+        assert file.get_tensor("a").tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain").unlink()
+
+    def interrupted(tensors, file, metadata=None) -> None:
+        (Path(file).parent / ".tmpwBY0rV").write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(safetensors.torch, "save_file", interrupted)
+        save_tensors(path, {"a": torch.zeros(3)})
+    assert os.listdir(tmp_path) == ["model.safetensors"] and path.read_bytes() == before
+    (stale := tmp_path / ".model.safetensors.dead.part").mkdir()  # what a killed process left yesterday
+    (stale / ".tmpwBY0rV").write_bytes(b"half of")
+    os.utime(stale, (0, 0))
+    save_tensors(path, {"a": torch.zeros(3)})
+    assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
 def test_a_language_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch) -> None:
