@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from helpers import web_limits, web_page
 from helpers.errors import CaptioningError
 from helpers.images import shown
+from helpers.web_guard import guarded_uploads
 
 MEGABYTES = 25
 SECONDS = 120  # for all photos that were chosen together
@@ -62,6 +64,18 @@ def sample_photos() -> list[tuple[str, str, bytes, Image.Image]]:
     return [(path.stem, text, path.read_bytes(), small) for path, text, small in web_page.samples()]
 
 
+def taken(files: list[Any]) -> list[Any]:
+    """Returns the files that were not over a limit, and shows why the others were, once for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        reasons.setdefault(web_limits.refusal(file), []).append(shown(file.name))
+    for reason, names in reasons.items():
+        if reason:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            st.error(f"Not taken: {web_page.plain(', '.join(names[:3]))}{more}. {reason}")
+    return [file for file in files if not web_limits.refusal(file)]
+
+
 def choose() -> list[Item]:
     """Shows the ways to choose photos. Returns those chosen, the latest first."""
     state = st.session_state
@@ -72,13 +86,14 @@ def choose() -> list[Item]:
         accept_multiple_files=True, help="JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF; "
         f"together at most {web_limits.LIMITS.request_bytes // 10**6} MB.",
     )  # fmt: skip
+    uploads = taken(uploads)
     with st.container(key="pasting"):  # inside one, the input stays here and does not stick to the window's lower edge
         pasted = st.chat_input(
             "Or paste a photo here (Ctrl+V), then press Enter",
             accept_file="multiple", max_upload_size=MEGABYTES, key=f"paste-{state.round}",
         )  # fmt: skip
     if pasted:
-        for file in pasted.files:
+        for file in taken(pasted.files):
             item = Item(file.file_id, shown(file.name), file.getvalue(), "The photo you pasted")
             state.kept[item.key] = item
             web_limits.remember(item)
@@ -154,9 +169,10 @@ def caption_all(desk, items: list[Item], model: str, options: dict[str, Any]) ->
         for item in items
         if (item.key, model) not in photos
     }
+    until = time.monotonic() + SECONDS
     for key, future in opening.items():
         try:
-            photos[key, model] = future.result(SECONDS)
+            photos[key, model] = future.result(max(0.0, until - time.monotonic()))
         except CaptioningError as error:
             photos[key, model] = error
     failed = {item.key for item in items if isinstance(photos[item.key, model], CaptioningError)}
@@ -165,7 +181,8 @@ def caption_all(desk, items: list[Item], model: str, options: dict[str, Any]) ->
             captions[(item.key, *how)] = Caption(item.name, None, None, model, error=str(photos[item.key, model]))
     new = [item for item in items if (item.key, *how) not in captions]
     if new:
-        made = desk.submit([photos[item.key, model] for item in new], model, **options).result(SECONDS)
+        made = desk.submit([photos[item.key, model] for item in new], model, **options)
+        made = made.result(max(0.0, until - time.monotonic()))
         captions.update({(item.key, *how): caption for item, caption in zip(new, made, strict=True)})
     return [
         (item, None if item.key in failed else photos[item.key, model], captions[(item.key, *how)]) for item in items
@@ -221,7 +238,9 @@ def results(desk, items: list[Item], model: str, options: dict[str, Any]) -> Non
 
 
 def clear() -> None:
-    """Forgets the chosen photos."""
+    """Forgets the chosen photos; Streamlit would keep those of a widget that is gone until the visitor is."""
+    run = get_script_run_ctx()
+    run.uploaded_file_mgr.remove_session_files(run.session_id)
     st.session_state.kept = {}
     st.session_state.round += 1  # a widget of another name is a new one, without files
 
@@ -245,5 +264,7 @@ def main() -> None:
         results(desk, items, model, options)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # as the script, anew after every click
     main()
+else:  # as the server's application, once
+    app = st.App(__file__, middleware=guarded_uploads(web_limits.LIMITS))

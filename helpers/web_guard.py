@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import traceback
+from dataclasses import replace
 from html import escape
+from typing import TYPE_CHECKING
 
-from helpers.web_desk import Limits
+from helpers.web_limits import Limits
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
 
 DRAIN = 3  # a request may be so many times too large and still be read to its end, so that its sender hears why
 
 
 class Guard:
-    """ASGI middleware: a request that is too large gets 413, one that takes too long 504, a failure inside 500."""
+    """ASGI middleware: a request that is too large gets 413, one that takes too long 504, a failure inside 500.
 
-    def __init__(self, app, limits: Limits):
-        self.app, self.limits = app, limits
+    `methods`: only requests with these are guarded, where given; a slow reader of a large answer does no harm.
+    """
+
+    def __init__(self, app, limits: Limits, methods: tuple[str, ...] = ()):
+        self.app, self.limits, self.methods = app, limits, methods
 
     async def __call__(self, scope, receive, send) -> None:
         """Handles one request, see the ASGI specification."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (self.methods and scope["method"] not in self.methods):
             return await self.app(scope, receive, send)
         started = finished = False
         read = 0
@@ -63,6 +71,13 @@ class Guard:
             traceback.print_exc()  # for the server's log; the visitor learns only that it is not his fault
             if not started:
                 await _answer(send, 500, "Something went wrong in the service; its log says what.")
+
+
+def guarded_uploads(limits: Limits) -> list[Middleware]:
+    """Returns the middleware of the page: what a visitor sends has to be there after `limits.upload_seconds`."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(Guard, limits=replace(limits, seconds=limits.upload_seconds), methods=("POST", "PUT", "PATCH"))]
 
 
 def _declared(scope) -> int:

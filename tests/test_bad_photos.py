@@ -22,6 +22,7 @@ from helpers.report import dataset_report
 from helpers.text import Vocabulary
 from tests import nasty_images as nasty
 from tests.test_features import Tiny
+from tests.usage import bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -98,14 +99,17 @@ def test_a_dataset_of_nasty_files_is_read_reported_and_encoded(corpus, tmp_path)
     names = written(folder, corpus, tmp_path)
     assert len(names) >= 300
     try:
-        dataset = read_folder(folder)
+        with bounded(seconds=10, megabytes=50):  # its images are looked for, not opened
+            dataset = read_folder(folder)
     finally:
         (folder / "captions.csv").unlink()
     assert sorted(dataset.images()) == sorted(names)
     outcomes = {path.name: outcome for path, outcome in corpus.items()}
-    findings = dataset_report(dataset).findings
+    with bounded(seconds=60, megabytes=700):
+        findings = dataset_report(dataset).findings
     unreadable = set(findings[findings.kind.isin(["unreadable", "missing"])].image)
-    features = cache_features(Tiny(), dataset, folder=tmp_path / "features")
+    with bounded(seconds=60, megabytes=700):
+        features = cache_features(Tiny(), dataset, folder=tmp_path / "features")
     assert set(features.failed) == unreadable and len(features) == len(names) - len(unreadable)
     assert all(reason.isprintable() and len(reason) < 900 for reason in features.failed.values())
     for name in names:

@@ -101,6 +101,26 @@ def test_ten_at_once_good_and_bad(visit, samples) -> None:
     assert len(captions(tab, 8)) == 8
 
 
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (390, "dark")])
+def test_too_much_is_said_and_the_rest_is_captioned(visit, samples, width, theme) -> None:
+    tab = visit(width, theme)
+    padded = samples[0].read_bytes() + bytes(24_000_000)
+    for number in range(2):  # together they would be more than Playwright sends at once
+        upload(tab, (f"{number}.jpg", padded))
+        captions(tab, number + 1)
+    upload(tab, ("2.jpg", padded))
+    tab.get_by_test_id("stAlert").wait_for()
+    upload(tab, samples[1])
+    captions(tab, 3)
+    (error,) = tab.get_by_test_id("stAlert").all_inner_texts()
+    assert error.startswith("Not taken: 2.jpg. All your photos together may have 60 MB.")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.get_by_role("button", name="Remove all photos").click()
+    tab.get_by_test_id("stAlert").wait_for(state="detached")
+    upload(tab, ("2.jpg", padded))
+    assert len(captions(tab, 1)) == 1
+
+
 def test_a_photo_can_be_pasted(visit, samples) -> None:
     tab = visit()
     box = tab.get_by_placeholder("Or paste a photo here")
