@@ -18,7 +18,7 @@ from helpers.files import atomic_write, read_json, save_tensors, whole_files, wr
 from helpers.language_models import save_language_model
 from helpers.locks import claimed, sweep
 from tests.bad_server import Page, serving
-from tests.job_server import digest
+from tests.job_server import digest, draw, fetch
 from tests.small_archives import flickr8k_zip
 from tests.toy_language_models import pocket_gpt2
 
@@ -178,6 +178,22 @@ def test_a_living_process_keeps_its_temporary_file_and_a_dead_ones_goes(tmp_path
         assert living.exists() and fresh.exists() and not dead.exists() and not folder.exists()
     sweep(tmp_path, ".table.json.*.part")
     assert not living.exists() and read_json(tmp_path / "table.json") == [1]
+
+
+@pytest.mark.parametrize("name", ["draw", "fetch"])
+def test_a_dataset_takes_its_place_by_one_rename(name, server, tmp_path, monkeypatch) -> None:
+    """A copy in place of the rename would show a reader, or a run after a kill, a part of it."""
+    rename, seen, folder = os.rename, [], tmp_path / "it"
+
+    def watched(source, target) -> None:
+        if Path(target) == folder:
+            assert not folder.exists()
+            seen.append((os.stat(source).st_ino, digest(Path(source))))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    draw(str(folder)) if name == "draw" else fetch(str(folder), server.url("/f.zip"), 60)
+    assert [(folder.stat().st_ino, digest(folder))] == seen and len(seen[0][1]) > 40
 
 
 def test_a_name_with_brackets_sweeps_its_own_files_alone(tmp_path) -> None:
