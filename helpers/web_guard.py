@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from helpers.web_limits import Limits
 
 if TYPE_CHECKING:
-    from starlette.middleware import Middleware
+    from fastapi.middleware import Middleware
 
 DRAIN = 3  # a request may be so many times too large and still be read to its end, so that its sender hears why
 
@@ -75,7 +75,7 @@ class Guard:
 
 def guarded_uploads(limits: Limits) -> list[Middleware]:
     """Returns the middleware of the page: what a visitor sends has to be there after `limits.upload_seconds`."""
-    from starlette.middleware import Middleware
+    from fastapi.middleware import Middleware
 
     return [Middleware(Guard, limits=replace(limits, seconds=limits.upload_seconds), methods=("POST", "PUT", "PATCH"))]
 
