@@ -200,6 +200,7 @@ def test_the_page_listens_on_this_machine_alone_and_shows_no_traceback(root) -> 
     config = tomllib.loads((root / ".streamlit/config.toml").read_text())
     assert config["server"]["address"] == "127.0.0.1" and config["client"]["showErrorDetails"] == "none"
     assert config["server"]["maxUploadSize"] * 10**6 == LIMITS.photo_bytes
+    assert config["server"]["maxWidgetStateSize"] == 1  # a visitor's settings are kept, as his photos are
     assert config["browser"]["gatherUsageStats"] is False
 
 

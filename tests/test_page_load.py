@@ -14,8 +14,11 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import HTTPException
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.uploaded_file_manager import UploadedFileRec
+from websockets.exceptions import ConnectionClosed
 
 from helpers import web_limits
 from helpers.captioner import Captioner
@@ -171,6 +174,22 @@ app = st.App({str(root / "app.py")!r}, middleware=guarded_uploads(Limits(upload_
         assert status in (0, 504) and time.monotonic() - begin < 15
         assert not text or "within 2 seconds" in text
         assert drip(visitor, 10, 0.0)[0] == 204 and process.poll() is None
+
+
+def test_messages_that_no_browser_sends_end_their_visit_alone(server, samples) -> None:
+    """A megabyte of typed text, what is no message, text in place of bytes."""
+    address, process = server
+    typed = BackMsg()
+    typed.rerun_script.widget_states.widgets.append(WidgetState(id="prompt", string_value="a" * 1_100_000))
+    with Visitor(address) as modest:
+        for frame in (typed.SerializeToString(), bytes(9_000_000), bytes(11_000_000), b"\xff" * 1000, "a dog"):
+            with Visitor(address) as rude, pytest.raises(ConnectionClosed):  # perhaps while it is still being sent
+                rude.socket.send(frame)
+                while True:
+                    rude.receive()
+        assert modest.upload("1.jpg", samples[0].read_bytes()).is_success
+        check(modest.run(), 1, 0)
+        assert process.poll() is None
 
 
 def test_the_page_has_that_limit() -> None:
