@@ -20,6 +20,14 @@ from helpers.text import normalise
 
 SURE = 0.7  # probability from which a tag counts
 UNLIKELY = 0.05  # below it, another animal than the tagged one is ruled out
+# From this probability, an animal fills the photo, and people are ruled out, too: a captioner trained on photos of
+# people sees them everywhere, two children where chickens are. Not beside those that are often walked or ridden.
+ALONE = 0.95
+COMPANIONS = frozenset(["dog", "horse", "camel", "elephant"])
+PEOPLE = (
+    "man", "men", "woman", "women", "boy", "boys", "girl", "girls", "child", "children", "kid", "kids", "people",
+    "person", "player", "players",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ TAGS: list[Tag] = [Tag(tag.words, tag.classes, True) for tag in ANIMALS] + THING
 
 @dataclass(frozen=True)
 class Seen:
-    """What a classifier is sure of in one image: a tag, and words of animals that it rules out."""
+    """What a classifier is sure of in one image: a tag, and words of animals and people that it rules out."""
 
     tag: Tag
     probability: float
@@ -145,6 +153,8 @@ def find_tags(probabilities: Tensor) -> list[Seen | None]:
             continue
         rivals = [t for t, p in zip(TAGS, values, strict=True) if tag.animal and t.animal and p < UNLIKELY]
         banned = {word for rival in rivals for word in rival.words} - set(tag.words)
+        if tag.animal and values[place] >= ALONE and COMPANIONS.isdisjoint(tag.words):
+            banned.update(PEOPLE)
         out.append(Seen(tag, values[place], tuple(sorted(banned))))
     return out
 
@@ -153,7 +163,7 @@ def add_candidates(
     model: nn.Module, features: Tensor, groups: Sequence[Sequence], seen: Sequence[Seen | None], options: Mapping
 ) -> list[list]:
     """Returns the groups of Hypothesis, with more candidates where the best one does not say what is seen: the best
-    ones that do, as many again, without the animals that are ruled out.
+    ones that do, as many again, without the animals and people that are ruled out.
 
     features: [B, R, D]; options: those of `helpers.decoding.decode` that the groups were found with.
     """
@@ -174,15 +184,22 @@ def add_candidates(
     return out
 
 
-def mentions(seen: Mapping[str, Seen | None], references: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, float]]:
-    """Returns for each tag that was seen, by its first word, in how many images, and in what share of their captions
-    people say one of its words."""
-    shares: dict[str, list[float]] = {}
+def mentions(
+    seen: Mapping[str, Seen | None], references: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[int, float, float]]:
+    """Returns for each tag that was seen, by its first word, in how many images, in what share of their captions one of
+    its words is said, and in what share one of PEOPLE."""
+    shares: dict[str, list[tuple[float, float]]] = {}
     for image, known in seen.items():
         if known is not None:
-            said = [known.tag.said_in(caption) for caption in references[image]]
-            shares.setdefault(known.tag.words[0], []).append(sum(said) / len(said))
-    return {word: (len(values), sum(values) / len(values)) for word, values in sorted(shares.items())}
+            captions = references[image]
+            said = sum(known.tag.said_in(caption) for caption in captions) / len(captions)
+            people = sum(not set(PEOPLE).isdisjoint(normalise(caption)) for caption in captions) / len(captions)
+            shares.setdefault(known.tag.words[0], []).append((said, people))
+    return {
+        word: (len(values), *(sum(column) / len(values) for column in zip(*values, strict=True)))
+        for word, values in sorted(shares.items())
+    }
 
 
 @command
@@ -204,8 +221,11 @@ def main(arguments: list[str] | None = None) -> None:
     dataset, encoder = load_dataset(options.dataset, options.data_dir), load_encoder(FROZEN)
     features = cache_features(encoder, {n: dataset.path(n) for n in dataset.images(options.split)}, FROZEN_KIND)
     seen = dict(zip(features.names, find_tags(encoder.classify(features[features.names])), strict=True))
-    for word, (images, share) in mentions(seen, dataset.references(options.split)).items():
-        print(f"{word:12} {images:5} images, {share:.2f} of their captions")
+    for title, least in (("sure", SURE), ("so sure that an animal is alone", ALONE)):
+        print(f"\n{title}: probability {least} or more")
+        some = {name: known for name, known in seen.items() if known is not None and known.probability >= least}
+        for word, (images, share, people) in mentions(some, dataset.references(options.split)).items():
+            print(f"{word:12} {images:5} images, in {share:.2f} of their captions; people in {people:.2f}")
 
 
 if __name__ == "__main__":
