@@ -30,6 +30,7 @@ class Limits:
 LIMITS = Limits()
 LEAST = 10_000  # bytes that any file counts for: empty ones take room, too
 REFUSED = "application/x-refused"  # in place of a file's type: what was sent is not kept, only its name
+FULL = "The page holds as many photos as it can. Remove these, and choose them again in a few minutes."
 _pasted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # gone with the visitor who pasted them
 
 
@@ -61,9 +62,6 @@ def too_many(limits: Limits) -> str:
         f"All your photos together may have {limits.request_bytes // 10**6} MB. Remove some, or make them smaller, and "
         "choose these again."
     )
-
-
-FULL = "The page holds as many photos as it can. Remove these, and choose them again in a few minutes."
 
 
 def refusal(file: Any, limits: Limits = LIMITS) -> str:

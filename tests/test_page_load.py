@@ -235,6 +235,7 @@ def test_one_file_over_its_limit_and_more_files_than_are_captioned(server, sampl
     with Visitor(address) as visitor:
         assert visitor.upload("a.jpg", data + bytes(26_300_000)).status_code == 413
         assert drip(visitor, 27_000, 0.0)[0] in (0, 413)  # its size is not announced
+        assert visitor.upload("a" * 10_000, data).status_code == 400  # a name may not be the load
         for number in range(22):
             assert visitor.upload(f"{number}.jpg", data).is_success
         shown = visitor.run()
