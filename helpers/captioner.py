@@ -87,7 +87,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     model, trunk = tuned_encoder.parts(model)
     left_out = set(getattr(model, "left_out", lambda: ())())
     tensors = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        name: value.half() if value.is_floating_point() else value
         for name, value in unique_tensors(model).items()
         if name not in left_out
     }

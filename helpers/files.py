@@ -71,6 +71,8 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors of any shape as a safetensors file, whole or not at all. Raises as `atomic_write` does.
 
+    Where tensors share memory, which safetensors refuses, each is written in full.
+
     safetensors (from 0.8) makes a temporary file of its own, private and under a name of its own, and never removes it
     when the process is killed. So it writes in a temporary folder that `sweep` knows.
     """
@@ -78,7 +80,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
 
     path = Path(path)
     with _part_folder(path) as part:
-        own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         save_file(own, part / path.name, metadata=metadata)
         _take_place(part / path.name, path)
 

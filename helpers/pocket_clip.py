@@ -146,7 +146,7 @@ def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None)
     """Writes weights in fp16, vocabulary and configuration with their hashes."""
     model.tokenizer.save(folder / "vocabulary.json")
     tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
-    save_tensors(folder / "model.safetensors", {n: v.detach().clone() for n, v in tensors.items()})
+    save_tensors(folder / "model.safetensors", tensors)
     hashes = {name: sha256_file(folder / name) for name in ("model.safetensors", "vocabulary.json")}
     config = {"format": 1, "name": "pocket-clip", "class": "PocketCLIP", "options": model.config, "sha256": hashes}
     write_json(folder / "config.json", config | (extra or {}))

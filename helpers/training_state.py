@@ -56,13 +56,10 @@ def save_state(
     tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in unique_tensors(model).items()}
     if optimizer is not None:
         for number, values in optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, Tensor)
-            }
+            tensors |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, Tensor)}
     if average is not None:
         tensors |= {f"average.{n}": v for n, v in average.values.items()}
-    own = {name: value.detach().clone() for name, value in tensors.items()}
-    save_tensors(path, own, {"state": json.dumps(state or {})})
+    save_tensors(path, tensors, {"state": json.dumps(state or {})})
 
 
 def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | None = None) -> dict:

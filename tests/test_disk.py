@@ -249,10 +249,12 @@ def test_tensors_are_written_whole_readable_by_all_and_nothing_else_stays(tmp_pa
     import safetensors.torch
 
     path = tmp_path / "model.safetensors"
-    save_tensors(path, {"a": torch.arange(6.0).view(2, 3).T}, {"state": "first"})  # not contiguous
+    square = torch.arange(6.0).view(2, 3)
+    save_tensors(path, {"a": square.T, "b": square}, {"state": "first"})  # not contiguous, and of one memory
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"state": "first"}
         assert file.get_tensor("a").tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+        assert file.get_tensor("b").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     (tmp_path / "plain").unlink()
