@@ -40,7 +40,11 @@ class Tag:
 
     def said_in(self, caption: str) -> bool:
         """Returns whether the caption says one of the words."""
-        return not set(normalise(caption)).isdisjoint(self.words)
+        return _says(caption, self.words)
+
+
+def _says(caption: str, words: Sequence[str]) -> bool:
+    return not set(normalise(caption)).isdisjoint(words)
 
 
 def _tag(words: str, *classes: int | range) -> Tag:
@@ -194,7 +198,7 @@ def mentions(
         if known is not None:
             captions = references[image]
             said = sum(known.tag.said_in(caption) for caption in captions) / len(captions)
-            people = sum(not set(PEOPLE).isdisjoint(normalise(caption)) for caption in captions) / len(captions)
+            people = sum(_says(caption, PEOPLE) for caption in captions) / len(captions)
             shares.setdefault(known.tag.words[0], []).append((said, people))
     return {
         word: (len(values), *(sum(column) / len(values) for column in zip(*values, strict=True)))
