@@ -19,7 +19,7 @@ from PIL import Image
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from helpers import web_limits, web_page
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.images import shown
 from helpers.web_guard import guarded_uploads
 
@@ -47,7 +47,7 @@ class Item:
 @st.cache_resource(show_spinner=False)
 def the_desk():
     """Returns the captioners of all visitors. The default one begins to load in the background."""
-    from helpers.devices import pick_device
+    from helpers.files import pick_device
     from helpers.web_desk import Desk
 
     parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from helpers.decoding_options import CLASH, add_options, clash, decoding_options, number
+from helpers.decoding import CLASH, add_options, clash, decoding_options, number
 
 BATCH = 16  # images decoded together; after each batch its captions are printed
 
@@ -48,8 +48,7 @@ def line(result, as_json: bool) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Captions the images and prints the results. Returns the exit status."""
-    from helpers.devices import pick_device
-    from helpers.errors import CaptioningError
+    from helpers.files import CaptioningError, pick_device
     from helpers.images import list_images, shown
 
     images = list_images(arguments.image_path)

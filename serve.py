@@ -16,12 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from helpers.captioner import Caption
-from helpers.decoding_options import CLASH, OPTIONS, clash, decoding_options
-from helpers.devices import pick_device
-from helpers.errors import CaptioningError
+from helpers.decoding import CLASH, OPTIONS, clash, decoding_options
+from helpers.files import CaptioningError, pick_device
 from helpers.images import shown
-from helpers.web_desk import LIMITS, Busy, Desk, Limits, Photo
+from helpers.web_desk import Busy, Desk, Photo
 from helpers.web_guard import Guard, describe
+from helpers.web_limits import LIMITS, Limits
 
 AT_ONCE = 8  # requests whose photos are in memory; others wait, with what they sent on disk
 CONNECTIONS = 128

@@ -60,9 +60,8 @@ def obvious_loss(model, encoder, work: Work, encode: bool) -> Tensor:
 
 def our_loss(model, work: Work, share: bool = True) -> Tensor:
     """Mean loss a token of our own training step; without `share` each caption has its own prefix."""
-    from helpers.batches import Batch
-    from helpers.objectives import CrossEntropy
-    from helpers.text import teacher_forcing_batch
+    from helpers.losses import CrossEntropy
+    from helpers.text import Batch, teacher_forcing_batch
 
     inputs, labels = teacher_forcing_batch(work.captions, None, model.end_id)
     features, row = (work.features, work.row) if share else (work.features[work.row], torch.arange(len(work.row)))
@@ -91,7 +90,7 @@ def build(mapper: str, images: int, encoder) -> tuple[torch.nn.Module, Work]:
 
     from helpers.clipcap import ClipCap
     from helpers.language_models import new_pocket_gpt2, save_language_model
-    from helpers.scenes import draw_scene
+    from pocket_scenes.scenes import draw_scene
 
     scenes = [draw_scene(f"benchmark {number}")[:2] for number in range(images)]
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from helpers.cores import usable_cores  # noqa: E402
+from helpers.files import usable_cores  # noqa: E402
 
 CAPTIONS = 5  # a photo, in Flickr8k and COCO
 
@@ -133,9 +133,9 @@ def passes(version: int, paths: list[Path], rounds: int, compiled: bool) -> None
     """Table 4: forward passes of one network in several ways, with the cosine of their features to the first's."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    from helpers.encoders import fast_bf16, load_encoder
+    from helpers.encoders import load_encoder
     from helpers.images import open_image
-    from helpers.trunks import pretrained_weights
+    from helpers.trunks import fast_bf16, pretrained_weights
 
     encoder = load_encoder(f"efficientnet-lite{version}")
     pixels = torch.stack([encoder.prepare(open_image(path)) for path in paths[:32]])

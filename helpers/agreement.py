@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.caption_files import lines_of
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 BLOCK = 1000  # rows of the table of all pairs at once: 1,000 x 17,000 signs are 17 MB
 

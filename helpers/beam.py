@@ -6,12 +6,106 @@ rows, C = 2 * M candidates a group, T tokens, V vocabulary, R image regions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from helpers.sampling import NEVER, Rules, best
+from helpers.files import CaptioningError
+
+CHUNK = 64  # columns whose largest value stands for all of them in a first look
+NEVER = float("-inf")
+
+
+@dataclass
+class Rules:
+    """Rules that change or forbid next tokens, applied to log-probabilities before a search or a draw sees them.
+
+    `repetition_penalty` multiplies the log-probability of every token said before (Keskar et al. 2019, section 4.1, on
+    log-probabilities); `no_repeat_ngram` n forbids a token that would complete an n-gram for the second time (Paulus
+    et al. 2017, section 2.5); `min_length` forbids the end token before it; `banned` are sequences of ids of which the
+    last is forbidden after the others. A row with nothing left to say ends.
+    """
+
+    end_id: int
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    min_length: int = 1
+    banned: Sequence[Sequence[int]] = ()
+
+    def __post_init__(self):
+        self.words = sorted({sequence[0] for sequence in self.banned if len(sequence) == 1})
+        self.phrases = [list(sequence) for sequence in self.banned if len(sequence) > 1]
+        self.need_history = self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0 or bool(self.phrases)
+
+    def __call__(self, log_probs: Tensor, history: Tensor | None, length: int) -> Tensor:
+        """Returns scores [N, V]: `log_probs` [N, V] itself where no rule applies, else a changed copy.
+
+        history: [N, t] the tokens so far, the prompt included, needed if `need_history`. `length` counts the new
+        tokens, the one about to be chosen included.
+        """
+        early = length < self.min_length
+        if not (self.need_history or self.words or early):
+            return log_probs
+        scores = log_probs.clone()
+        if self.repetition_penalty != 1.0 and history.shape[1]:
+            said = scores.gather(1, history)  # [N, t]
+            said = torch.where(said < 0, said * self.repetition_penalty, said / self.repetition_penalty)
+            scores.scatter_(1, history, said)
+        if self.no_repeat_ngram:
+            self._forbid_ngrams(scores, history)
+        if self.words:
+            if max(self.words) >= scores.shape[1]:
+                known = f"the model's {scores.shape[1]} tokens"
+                raise CaptioningError(f"The banned token {max(self.words)} is none of {known}.")
+            scores[:, self.words] = NEVER
+        for phrase in self.phrases:
+            before = torch.tensor(phrase[:-1], device=scores.device)
+            if history.shape[1] >= len(before):
+                said = (history[:, history.shape[1] - len(before) :] == before).all(1)  # [N]
+                scores[:, phrase[-1]] = scores[:, phrase[-1]].masked_fill(said, NEVER)
+        if early:
+            scores[:, self.end_id] = NEVER
+        stuck = scores.amax(1) == NEVER  # [N] nothing is left to say
+        scores[:, self.end_id] = torch.where(stuck, log_probs[:, self.end_id], scores[:, self.end_id])
+        return scores
+
+    def _forbid_ngrams(self, scores: Tensor, history: Tensor) -> None:
+        n = self.no_repeat_ngram
+        if history.shape[1] < n:
+            return
+        grams = history.unfold(1, n, 1)  # [N, t - n + 1, n]
+        begun = (grams[:, :, :-1] == history[:, None, history.shape[1] - n + 1 :]).all(2)  # [N, t - n + 1]
+        cap = torch.full(begun.shape, float("inf"), dtype=scores.dtype, device=scores.device).masked_fill(begun, NEVER)
+        scores.scatter_reduce_(1, grams[:, :, -1], cap, "amin")  # a token may stand in several windows: the lowest wins
+
+
+def best(values: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the k largest of each block, largest first: values [A, k], their rows in the block and columns [A, k].
+
+    values: [A, M, V], with `offset` [A, M] added to each row; k is cut to M * V. A row is looked at in chunks: the k
+    largest lie in the k chunks with the largest maxima, and only those are searched. No sum of the whole is made.
+    """
+    A, M, V = values.shape
+    whole = V // CHUNK  # chunks that are full
+    if whole * M < 4 * k:
+        found = values if offset is None else values + offset[:, :, None]
+        found, place = found.flatten(1).topk(min(k, M * V))
+        return found, place // V, place % V
+    maxima = values[:, :, : whole * CHUNK].unflatten(2, (whole, CHUNK)).amax(3)  # [A, M, chunks]
+    if V % CHUNK:
+        maxima = torch.cat([maxima, values[:, :, whole * CHUNK :].amax(2, keepdim=True)], dim=2)
+    chunks = maxima.shape[2]
+    maxima = maxima if offset is None else maxima + offset[:, :, None]
+    place = maxima.flatten(1).topk(k, sorted=False).indices  # [A, k]
+    row, first = place // chunks, place % chunks * CHUNK
+    columns = first[:, :, None] + torch.arange(CHUNK, device=values.device)  # [A, k, CHUNK]
+    block = torch.arange(A, device=values.device)[:, None, None]
+    found = values[block, row[:, :, None], columns.clamp(max=V - 1)]
+    found = found if offset is None else found + offset.gather(1, row)[:, :, None]
+    found, place = found.masked_fill(columns >= V, NEVER).flatten(1).topk(k)
+    return found, row.gather(1, place // CHUNK), columns.flatten(1).gather(1, place)
 
 
 @dataclass

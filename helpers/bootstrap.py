@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from helpers.errors import CaptioningError
-from helpers.files import ROOT
+from helpers.files import ROOT, CaptioningError
 
 # What the notebooks import, by the package that brings it. Colab has most of it.
 MODULES = {
@@ -76,7 +75,7 @@ def from_drive(archive: str, folder: str | Path = ROOT / "data") -> Path:
     ones take an hour. Does nothing when this archive was unpacked here before.
     Raises CaptioningError when it is not there or may not be unpacked.
     """
-    from helpers.archives import extract
+    from helpers.download import extract
     from helpers.files import write_json
 
     folder, drive = Path(folder), Path(os.environ.get("CAPTIONING_DRIVE", "/content/drive"))

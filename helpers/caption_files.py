@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers.errors import CaptioningError
-from helpers.files import read_json
+from helpers.files import CaptioningError, read_json
 from helpers.images import shown
 
 MAX_WORDS = 500  # of one caption; the longest of Flickr30k and COCO have fewer than 100
 MAX_FILE = 500_000_000  # bytes
 SPLITS = {"train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev",
           "validation": "dev", "test": "test", "testing": "test", "": ""}
-
 _COLUMNS = {"image_name": "image", "comment": "caption"}  # as Flickr30k's copies call them
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 

@@ -7,21 +7,205 @@ together and are verified together.
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from helpers import checkpoint_config
-from helpers.errors import CaptioningError, unknown_name
-from helpers.files import ROOT, read_json, save_tensors, sha256_file, write_json
-from helpers.models import build_model
+from helpers import captioner as checkpoint_config
+from helpers.files import (
+    CHECKPOINTS,
+    ROOT,
+    CaptioningError,
+    atomic_write,
+    cache_dir,
+    command,
+    read_json,
+    save_tensors,
+    sha256_file,
+    unknown_name,
+    write_json,
+)
+from helpers.images import shown
 
-CHECKPOINTS = ROOT / "data" / "checkpoints"
+FORMAT = 1
+ENTRIES = {"format": int, "class": str, "options": dict, "encoder": dict, "tokenizer": str, "sha256": dict}
+TOKENIZERS = ("vocabulary.json", "tokenizer.json")
+MOST = 100_000_000  # of any number in the options; some language models state wave lengths that large
+DECODING = {  # setting -> the largest number that a caption could need
+    "beam_size": 64, "groups": 64, "samples": 64, "max_length": 256, "min_length": 256, "no_repeat_ngram": 256,
+    "top_k": MOST, "top_p": 1, "temperature": 100, "diversity": 100, "length_penalty": 10, "repetition_penalty": 100,
+    "clip_weight": 100, "consensus_weight": 100, "tag_weight": 100, "flaw_weight": 100,
+    "early_stopping": 1,
+}  # fmt: skip
+FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
+         "xavier_normal_", "constant_", "fill_", "zero_", "zeros_", "ones_"}  # fmt: skip
+# With these a transformers configuration fetches and runs code, or changes how the weights are read.
+CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
+
+
+def check(folder: Path, config: object) -> dict:
+    """Returns `config` if it is one that training could have written.
+
+    Raises CaptioningError when an entry is missing or of another type, a class or a setting is not known, a number is
+    beyond all sense, or a folder is named that belongs neither to the checkpoint nor to this project.
+    """
+    place = folder / "config.json"
+    if not isinstance(config, dict) or not set(ENTRIES) <= set(config):
+        raise CaptioningError(f"{place} lacks entries of a checkpoint's configuration; train or fetch it again.")
+    for name, kind in ENTRIES.items():
+        if type(config[name]) is not kind:
+            raise CaptioningError(f"{place}: {name!r} should be of the type {kind.__name__}. Fetch it again.")
+    if config["format"] != FORMAT:
+        raise CaptioningError(f"{folder} has format {config['format']}; this version reads format {FORMAT}.")
+    if config["class"] not in CLASSES:
+        raise unknown_name("model class", config["class"], CLASSES)
+    if config["tokenizer"] not in TOKENIZERS:
+        raise CaptioningError(
+            f"{folder}: the tokenizer must be {' or '.join(TOKENIZERS)} beside it, not {config['tokenizer']!r}."
+        )
+    if not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
+        raise CaptioningError(f"{place}: 'encoder' should have a name, a kind and a fingerprint, all of them text.")
+    if not isinstance(config.get("name", ""), str):
+        raise CaptioningError(f"{place}: 'name' should be text.")
+    config.setdefault("name", folder.name)
+    for name in ("options", "encoder"):
+        _bounded(config[name], f"{place}: {name}", folder)
+    _decoding(config.get("decoding", {}), place)
+    return config
+
+
+def check_options(folder: Path, config: object) -> dict:
+    """Returns the configuration of an encoder's checkpoint, if its hashes and options are of the right kind."""
+    place = folder / "config.json"
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("options", "sha256")):
+        raise CaptioningError(f"{place} lacks the options or the hashes of a checkpoint; train or fetch it again.")
+    _bounded(config["options"], f"{place}: options", folder)
+    return config
+
+
+def _bounded(value: object, where: str, folder: Path, depth: int = 0) -> None:
+    """Raises CaptioningError on a number that no model has, and on what leads to files or code elsewhere."""
+    if isinstance(value, dict) and depth < 6:
+        for name, inner in value.items():
+            if name == "_name_or_path":  # a note of where a language model once came from; nobody reads it
+                continue
+            if (name in CODE or name.startswith("_")) and inner is not None:
+                raise CaptioningError(f"{where} asks for code from elsewhere ({shown(name)}). It was not loaded.")
+            _bounded(inner, f"{where}.{shown(name)}", folder, depth + 1)
+    elif isinstance(value, list) and depth < 6:
+        for inner in value:
+            _bounded(inner, where, folder, depth + 1)
+    elif isinstance(value, str):
+        _inside(value, where, folder)
+    elif isinstance(value, int | float):
+        if not math.isfinite(value) or abs(value) > MOST:
+            raise CaptioningError(f"{where} is {value}, and no model has that. Fetch the checkpoint again.")
+    elif value is not None:
+        raise CaptioningError(f"{where} is nested too deeply. Fetch the checkpoint again.")
+
+
+def _inside(name: str, where: str, folder: Path) -> None:
+    """Raises CaptioningError when `name` is the path of something outside the checkpoint, the project and the cache.
+
+    Names of models look like paths ("openai/clip-vit-base-patch32", "clip:ViT-B/32") and are let through.
+    """
+    if len(name) > 4000 or not name.isprintable():
+        raise CaptioningError(f"{where} is no name: {shown(name)}")
+    bare = re.sub(r"^(hf-clip|pocket-clip|clip):", "", name)
+    parts = re.split(r"[/\\]", bare)
+    if not (parts[0] in ("", "~") and bare or ".." in parts or re.match(r"[A-Za-z]:", bare) or _exists(bare)):
+        return
+    place = Path(bare).expanduser().resolve()
+    trusted = [Path(root) for root in os.environ.get("CAPTIONING_TRUSTED", "").split(os.pathsep) if root]
+    if not any(place.is_relative_to(root.resolve()) for root in (folder, ROOT, cache_dir(), *trusted)):
+        raise CaptioningError(
+            f"{where} names {shown(place)}, which is outside the checkpoint {shown(folder)}. If that folder is yours, "
+            f"allow it by the environment variable CAPTIONING_TRUSTED={shown(place.parent)}."
+        )
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _decoding(settings: object, place: Path) -> None:
+    if not isinstance(settings, dict):
+        raise CaptioningError(f"{place}: 'decoding' should be an object of settings.")
+    for name, value in settings.items():
+        if name in ("method", "prompt"):
+            right = isinstance(value, str) and len(value) < 1000
+        elif name == "banned":
+            right = isinstance(value, list) and len(value) <= MOST
+        elif name in DECODING:
+            number = isinstance(value, int | float) and math.isfinite(value) and abs(value) <= DECODING[name]
+            right = value is None or number or value == "never"
+        else:
+            raise unknown_name("decoding setting", name, [*DECODING, "method", "prompt", "banned"])
+        if not right:
+            raise CaptioningError(f"{place}: decoding {name!r} is {shown(value)}, and no caption needs that.")
+
+
+def check_size(build, tensors: dict, folder: Path) -> None:
+    """Raises CaptioningError when the model that `build()` makes is not of the size of its weights.
+
+    It is built without memory first (PyTorch's "meta" device): a few numbers in a configuration can ask for terabytes.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        """Leaves out random and constant values. Without memory they mean nothing, and asking for them makes PyTorch
+        import its compiler, which takes as long as all the rest."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") in FILLS:
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Unfilled():
+        shapes = {name: value.shape for name, value in build().state_dict().items()}
+    wrong = sorted(name for name, value in tensors.items() if shapes.get(name) != value.shape)
+    asked = sum(shape.numel() for shape in shapes.values())
+    # a factor of three, since tied weights have several names and one place in the file
+    if wrong or asked > 3 * sum(value.numel() for value in tensors.values()):
+        raise CaptioningError(
+            f"The weights in {folder} do not fit its configuration: {wrong[:3]}. Fetch the checkpoint again."
+        )
+CLASSES = {"ShowAndTell": "helpers.cnn_lstm", "ShowAttendTell": "helpers.cnn_lstm", "ClipCap": "helpers.clipcap"}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it."""
+    return getattr(model, "module", model)
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """Returns the class called `name`; its module is imported only now. Raises CaptioningError on another name."""
+    if name not in CLASSES:
+        raise unknown_name("model class", name, CLASSES)
+    return getattr(import_module(CLASSES[name]), name)
+
+
+def build_model(name: str, options: dict) -> nn.Module:
+    """Returns a new model of class `name` with these options. Raises CaptioningError on options that do not fit it."""
+    try:
+        return model_class(name)(**options)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:  # RuntimeError: no memory for it
+        raise CaptioningError(f"{name} cannot be built from these options: {error}") from error
 DEFAULT_MODEL = "clipcap-mlp"
 
 
@@ -56,7 +240,6 @@ def available() -> list[str]:
 
 
 def _captioner_classes() -> set[str]:
-    from helpers.models import CLASSES
 
     return set(CLASSES)
 
@@ -79,9 +262,10 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
 
     `config` is the training configuration; `extra` adds entries, such as measured scores.
     """
-    from helpers import tuned_encoder
-    from helpers.encoders import load_encoder, weights_fingerprint
-    from helpers.training_state import unique_tensors
+    from helpers import encoders as tuned_encoder
+    from helpers.encoders import load_encoder
+    from helpers.loop import unique_tensors
+    from helpers.trunks import weights_fingerprint
 
     folder = Path(folder)
     model, trunk = tuned_encoder.parts(model)
@@ -135,7 +319,7 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
 
     folder = checkpoint_folder(name)
     config = checkpoint_config.check(folder, read_json(folder / "config.json"))
-    from helpers.tuned_encoder import FILE
+    from helpers.encoders import FILE
 
     tail = [FILE] if FILE in config["sha256"] else []  # of a captioner whose encoder was tuned with it
     for file in ("model.safetensors", config["tokenizer"], *tail):
@@ -157,8 +341,8 @@ def load_checkpoint(name: str | Path, device: str = "cpu", for_captioning: bool 
         checkpoint_config.check_size(build, tensors, folder)
     model = build_model(config["class"], options)
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    from helpers.encoders import weights_fingerprint
-    from helpers.training_state import unique_tensors
+    from helpers.loop import unique_tensors
+    from helpers.trunks import weights_fingerprint
 
     left_out = set(getattr(model, "left_out", lambda: ())())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
@@ -200,7 +384,7 @@ class Captioner:
     @classmethod
     def load(cls, name: str | Path | None = None, device: str = "cpu") -> Captioner:
         """Returns the captioner called `name`, or in the folder `name`; the default one without a name."""
-        from helpers.tuned_encoder import checkpoint_encoder
+        from helpers.encoders import checkpoint_encoder
 
         model, config = load_checkpoint(name or DEFAULT_MODEL, device, for_captioning=True)
         encoder = checkpoint_encoder(checkpoint_folder(name or DEFAULT_MODEL), config, device)
@@ -210,7 +394,7 @@ class Captioner:
     def frozen(self):
         """The encoder by whose vectors candidates are judged, see `helpers.rerank`. Loaded when it is first needed."""
         from helpers.encoders import load_encoder
-        from helpers.rerank import FROZEN
+        from ranking.rerank import FROZEN
 
         return load_encoder(FROZEN, self.device)
 
@@ -236,7 +420,7 @@ class Captioner:
         return self.encoder.preprocessing == self.frozen.preprocessing
 
     def _see(self, pixels: Sequence[tuple], judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        from helpers.rerank import FROZEN_KIND
+        from ranking.rerank import FROZEN_KIND
 
         ours, theirs = zip(*pixels, strict=True)
         with self.encoder.full_precision():
@@ -301,7 +485,7 @@ class Captioner:
         CaptioningError when they are missing.
         """
         from helpers.decoding import decode
-        from helpers.rerank import WEIGHTS, image_vectors, rerank
+        from ranking.rerank import WEIGHTS, image_vectors, rerank
 
         features = features[:, None] if features.ndim == 2 else features
         options = {**self.decoding, **options}
@@ -316,7 +500,7 @@ class Captioner:
             )
         seen, sizes = [], [len(group) for group in groups]
         if weights["tag_weight"]:
-            from helpers.tags import add_candidates, find_tags
+            from ranking.tags import add_candidates, find_tags
 
             seen = find_tags(self.frozen.classify(frozen))
             groups = add_candidates(self.model, features.to(self.device), groups, seen, options)
@@ -324,3 +508,127 @@ class Captioner:
         vectors = image_vectors(self.encoder, features) if weights["clip_weight"] else None
         ranked = rerank(groups, captions, vectors, self.encoder, frozen, **weights, seen=seen)
         return [group[:size] for group, size in zip(ranked, sizes, strict=True)]
+FILES = ("config.json", "model.safetensors", "vocabulary.json", "tokenizer.json", "encoder.safetensors",
+         "training.json", "README.md")  # fmt: skip
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def save_pretrained(checkpoint: str | os.PathLike, folder: str | os.PathLike, licence: str = "mit") -> Path:
+    """Writes a checkpoint (a shipped name, or a folder that training wrote) in the hub's format; returns the folder.
+
+    Raises CaptioningError when it is no whole checkpoint. Its encoder is named, not copied: who loads it needs it; of a
+    tuned one the tail goes along.
+    """
+    source, folder = checkpoint_folder(checkpoint), Path(folder)
+    load_checkpoint(source)  # whole, and its files belong together
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES[:-1]:
+        if (source / name).is_file() and not (folder / name).exists():
+            with atomic_write(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+        elif (source / name).is_file() and (folder / name).read_bytes() != (source / name).read_bytes():
+            raise CaptioningError(f"{folder} holds another checkpoint. Choose an empty folder.")
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(card(source, licence), encoding="utf-8")
+    return folder
+
+
+def card(source: Path, licence: str = "mit") -> str:
+    """Returns the model card of a checkpoint with the header that the hub reads."""
+    config = read_json(source / "config.json")
+    training = read_json(source / "training.json") if (source / "training.json").is_file() else {}
+    trained_on = training.get("dataset", {}).get("name")
+    header = ["---", f"license: {licence}", "language: en", "pipeline_tag: image-to-text"]
+    header += ["tags:", "- image-captioning", f"- {config['class'].lower()}", "- safetensors"]
+    header += ["datasets:", f"- {trained_on}"] if trained_on else []
+    text = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").is_file() else ""
+    if text.startswith("---\n"):
+        return text  # it has a header, perhaps a better one
+    text = text or f"# {config['name']}\n\nAn image captioner ({config['class']}).\n"
+    use = f"""
+## Use
+
+It needs the image captioning course (`helpers/`) and the encoder `{config["encoder"]["name"]}`:
+
+```python
+from helpers.hub import from_pretrained
+captioner = from_pretrained("USER/{config["name"]}")       # or a folder
+print(captioner.caption("photo.jpg")[0].caption)
+```
+"""
+    return "\n".join([*header, "---", "", ""]) + text.rstrip() + "\n" + use
+
+
+def from_pretrained(name: str | os.PathLike, revision: str | None = None, device: str = "cpu") -> Captioner:
+    """Returns the captioner in a folder, or in the hub's repository USER/NAME (kept in the hub's cache once fetched).
+
+    `revision`: a branch, tag or commit. Raises CaptioningError when there is none, or its files do not fit together.
+    """
+    if Path(name).is_dir() or not _REPOSITORY.fullmatch(str(name)):
+        return Captioner.load(name, device)
+    fetched = call_hub("snapshot_download", repo_id=str(name), revision=revision, allow_patterns=list(FILES))
+    return Captioner.load(Path(fetched), device)
+
+
+def push_to_hub(checkpoint: str | os.PathLike, repository: str, private: bool = True, licence: str = "mit") -> str:
+    """Uploads a checkpoint to the repository USER/NAME, made if it is not there; returns the commit's identity."""
+    if not _REPOSITORY.fullmatch(repository):
+        raise CaptioningError(f"{repository!r} is no repository of the hub; it should read USER/NAME.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(checkpoint, Path(temporary) / "checkpoint", licence)
+        call_hub("create_repo", repo_id=repository, private=private, exist_ok=True)
+        commit = call_hub(
+            "upload_folder", repo_id=repository, folder_path=folder, allow_patterns=list(FILES),
+            commit_message="A captioner with its card",
+        )  # fmt: skip
+    return commit.oid
+
+
+def pull_from_hub(repository: str, folder: str | os.PathLike, revision: str | None = None) -> Path:
+    """Fetches the captioner in USER/NAME into `folder`, checks it, and returns the folder."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise CaptioningError(f"{folder} is not empty. Choose another folder.")
+    call_hub(
+        "snapshot_download", repo_id=repository, revision=revision, local_dir=folder, allow_patterns=list(FILES)
+    )  # fmt: skip
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's notes on what it fetched
+    load_checkpoint(folder)
+    return folder
+
+
+def call_hub(action: str, **arguments):
+    """Returns the answer of the hub to `action`, a method of its client. The one place that speaks to it.
+
+    HF_ENDPOINT names another hub, HF_TOKEN the key to it. Raises CaptioningError with the hub's reason.
+    """
+    from huggingface_hub import HfApi
+
+    client = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="image-captioning-course")
+    try:
+        return getattr(client, action)(**arguments)
+    except Exception as error:  # the hub's own errors, and those of whatever HTTP library its client is built on
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptioningError(
+            f"The hub refused {action.replace('_', ' ')} of {arguments.get('repo_id')}: {reason} Check the name and "
+            "the token (`hf auth login`), and that HF_HUB_OFFLINE is not set."
+        ) from error
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m helpers.hub", description="Captioners in the hub's format.")
+    parser.add_argument("action", choices=["save", "push", "pull"])
+    parser.add_argument("source", help="a checkpoint's name or folder; for pull, USER/NAME")
+    parser.add_argument("target", help="a folder; for push, USER/NAME")
+    parser.add_argument("--public", action="store_true", help="a pushed repository can be read by all")
+    parser.add_argument("--revision", help="for pull: a branch, tag or commit")
+    options = parser.parse_args(arguments)
+    if options.action == "save":
+        print(save_pretrained(options.source, options.target))
+    elif options.action == "push":
+        print(push_to_hub(options.source, options.target, private=not options.public))
+    else:
+        print(pull_from_hub(options.source, options.target, options.revision))

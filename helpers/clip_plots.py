@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from helpers.model_plots import BLUES
-from helpers.plots import COLOURS, CYCLE, TEXT, WIDTH, Photo, as_picture, grouped_bars
+from helpers.plots import BLUES, COLOURS, CYCLE, TEXT, WIDTH, Photo, as_picture, grouped_bars
 
 
 def similarity_matrix(

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.cnn_lstm import Standardise
-from helpers.errors import CaptioningError, unknown_name
-from helpers.gpt2_fast import CacheReader, GPT2Reader, reader
-from helpers.gpt2_weights import GPT2Weights, can_hold
-from helpers.language_models import read_on
+from helpers.files import CaptioningError, unknown_name
+from helpers.language_models import CacheReader, GPT2Reader, GPT2Weights, can_hold, read_on, reader
 
 
 class MLPMapper(nn.Module):
@@ -83,8 +81,6 @@ class TransformerMapper(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x[:, -self.length :]  # [B, P, W]
-
-
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
 TUNING = ("full", "none", "lora")
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from helpers.clipcap import ClipCap
-from helpers.errors import CaptioningError, command
-from helpers.torch_files import load_weights
+from helpers.files import CaptioningError, command, load_weights
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by D
 # The official scripts divide the transformer's image vector by its length, and give the MLP the vector as CLIP made it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 WEIGHT = 2.5  # stretches the cosines of CLIP ViT-B/32 to about 0..1; other models' scores compare only among themselves
 PROMPT = "A photo depicts "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.text import START
+from helpers.text import START, exact_logits
 
 
 class Standardise(nn.Module):
@@ -163,14 +163,6 @@ class LSTMCaptioner(nn.Module):
     def to_words(self, output: Tensor) -> Tensor:
         """Returns logits [..., V] from outputs [..., O]."""
         return self.output(self.dropout(output))
-
-
-def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns logits [..., V] of hidden [..., H] in fp32, whatever precision the model runs in.
-
-    Rounded to the 8 bits of bf16, words of close chances would have the same logit, and a search would take another.
-    """
-    return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

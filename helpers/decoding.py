@@ -9,17 +9,92 @@ prompt, V vocabulary, R image regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers.beam import Beams, BeamTrace, Paths, spread
-from helpers.constrained import Constrained, padded, phrase_ids
-from helpers.errors import CaptioningError, unknown_name
-from helpers.sampling import NEVER, Draw, Rules
+from helpers.beam import CHUNK, NEVER, Beams, BeamTrace, Paths, Rules, best, spread
+from helpers.files import CaptioningError, unknown_name
+from ranking.constrained import Constrained, padded, phrase_ids
 
+
+@dataclass(frozen=True)
+class Draw:
+    """Ancestral sampling: each token is drawn from the model's distribution, sharpened or cut as asked.
+
+    `temperature` divides the log-probabilities; `top_k` keeps the k likeliest tokens (Fan et al. 2018, section 5.4);
+    `top_p` keeps the likeliest ones that together reach probability p (Holtzman et al. 2020, section 3.1), of what
+    top_k left.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __call__(self, scores: Tensor, uniform: Tensor) -> Tensor:
+        """Returns tokens [N] for scores [N, V], which need not sum to one, and `uniform` [N] in [0, 1)."""
+        scores = scores / self.temperature if self.temperature != 1.0 else scores
+        if self.top_k is None and (self.top_p is None or self.top_p >= 1.0):
+            return inverse((scores - scores.amax(1, keepdim=True)).exp_(), uniform)
+        values, ids = self.likeliest(scores)  # [N, k]
+        place = inverse((values - values[:, :1]).exp_(), uniform)
+        return ids.gather(1, place[:, None]).squeeze(1)
+
+    def likeliest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what may be drawn: scores [N, k], best first, -inf where cut, and token ids [N, k]."""
+        V = scores.shape[1]
+        if self.top_k is not None:
+            values, _, ids = best(scores[:, None], self.top_k)
+            whole = values.logsumexp(1, keepdim=True)  # [N, 1]
+        else:
+            whole, k = scores.logsumexp(1, keepdim=True), 0
+            while True:  # the nucleus is mostly small: sorting the whole vocabulary is left for when it is not
+                k = min(V, max(64, 8 * k))
+                values, _, ids = best(scores[:, None], k)
+                if k == V or bool(((values - whole).exp().sum(1) >= self.top_p).all()):
+                    break
+        if self.top_p is None:
+            return values, ids
+        probabilities = (values - whole).exp()
+        before = probabilities.cumsum(1) - probabilities  # [N, k] what is likelier than this token
+        cut = before >= self.top_p
+        cut[:, 0] = False
+        return values.masked_fill(cut, NEVER), ids
+
+
+def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Returns columns [N] drawn in proportion to `weights` [N, V] >= 0: the cumulative sum inverted at `uniform` [N].
+
+    One random number a row, where the usual way (`torch.multinomial`) takes one a column. On long rows the sum goes
+    over chunks first, then inside the chosen chunk, which is faster, and more exact than one long sum.
+    """
+    V = weights.shape[1]
+    if V <= 4 * CHUNK:
+        sums = weights.cumsum(1)
+        return _column(sums, uniform * sums[:, -1])
+    chunks = V // CHUNK
+    tail = weights[:, chunks * CHUNK :]
+    parts = weights[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).sum(2)
+    parts = torch.cat([parts, tail], dim=1)  # [N, chunks + tail]
+    sums = parts.cumsum(1)
+    target = uniform * sums[:, -1]
+    part = _column(sums, target)  # [N]
+    begin = (sums.gather(1, part[:, None]) - parts.gather(1, part[:, None])).squeeze(1)
+    in_chunk = part < chunks
+    columns = part.clamp(max=chunks - 1)[:, None] * CHUNK + torch.arange(CHUNK, device=weights.device)  # [N, CHUNK]
+    inner = _column(weights.gather(1, columns).cumsum(1), target - begin)
+    return torch.where(in_chunk, part * CHUNK + inner, part - chunks + chunks * CHUNK)
+
+
+def _column(sums: Tensor, target: Tensor) -> Tensor:
+    """Returns the first column [N] whose running sum [N, V] is above `target` [N]; never one that adds nothing."""
+    below_all = sums[:, -1].nextafter(torch.zeros_like(target))  # rounding must not reach past the last weight
+    column = torch.searchsorted(sums, target.clamp(min=0).minimum(below_all)[:, None], right=True).squeeze(1)
+    return column.clamp_(max=sums.shape[1] - 1)  # past the end only when a weight is no number
 METHODS = ("greedy", "beam", "sample")
 
 
@@ -285,3 +360,78 @@ def _hypotheses(
                 )
             )  # fmt: skip
     return out
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of `helpers.decoding.decode` or of re-ranking. `above`: more than `low`, not just `low` itself."""
+
+    kind: type
+    text: str
+    low: float = float("-inf")
+    high: float = float("inf")
+    above: bool = False
+SAMPLING = ("top_p", "top_k", "temperature")
+OPTIONS = {
+    "beam_size": Option(int, "hypotheses kept at each step; 1 is greedy", 1),
+    "top_p": Option(float, "sample from the likeliest words, P in all", 0, 1, above=True),
+    "top_k": Option(int, "sample from the K likeliest words", 1),
+    "temperature": Option(float, "sample; below 1 safer, above 1 wilder", 0, above=True),
+    "repetition_penalty": Option(float, "above 1: fewer repeats", 0, above=True),
+    "length_penalty": Option(float, "0 favours short captions", -10, 10),
+    "clip_weight": Option(float, "how much the likeness of photo and caption counts", 0),
+    "consensus_weight": Option(float, "how much usual wording for such photos counts", 0),
+    "tag_weight": Option(float, "how much it counts to name what a classifier is sure of", 0),
+    "flaw_weight": Option(float, "how much it costs to say a word twice, or to end on \"a\"", 0),
+    "prompt": Option(str, "the words the caption begins with"),
+    "max_length": Option(int, "tokens at most, the end included", 1),
+}
+CLASH = "beam_size searches for the likeliest caption; top_p, top_k and temperature draw one: choose."
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
+    """Returns an argument type that accepts a number from `low` (or above it) to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not (value > low if above else value >= low) or not value <= high:
+            bounds = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < 1e9 else "")
+            what = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what} {bounds}, not {text!r}")
+        return value
+
+    return parse
+
+
+def add_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """Gives a command line one argument an option, in a group that `text` introduces."""
+    group = parser.add_argument_group("decoding", text)
+    for name, option in OPTIONS.items():
+        kind = str if option.kind is str else number(option.kind, option.low, option.high, above=option.above)
+        group.add_argument(f"--{name}", type=kind, help=option.text)
+
+
+def clash(given: Mapping[str, Any]) -> bool:
+    """Returns whether the options ask for searching and for drawing at once."""
+    return given.get("beam_size") not in (None, 1) and any(given.get(name) is not None for name in SAMPLING)
+
+
+def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `helpers.decoding.decode` takes: the options that were given, and the method they ask for.
+
+    `given` may hold more than options, None for what was not given, and a `seed`.
+    """
+    options = {name: given[name] for name in OPTIONS if given.get(name) is not None}
+    if given.get("seed") is not None:
+        import torch
+
+        options["generator"] = torch.Generator().manual_seed(given["seed"])
+    if any(name in options for name in SAMPLING):
+        options["method"] = "sample"
+    elif options.get("beam_size") == 1:
+        options["method"] = "greedy"
+        del options["beam_size"]
+    return options

@@ -5,144 +5,22 @@ Shapes: B images, S pixels a side, R regions, D feature width, E width of a join
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Container, Iterator, Sequence
+import copy
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
 from pickle import UnpicklingError
+from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from helpers.errors import CaptioningError, unknown_name
-
-KINDS = ("grid", "pooled", "embedding", "stem")
-MIRROR = "+mirror"
-
-
-class Encoder:
-    """What every encoder offers. `prepare` is the one preprocessing: training, notebooks and the page all call it.
-
-    `width` and `regions` are D and R of the grid; `fingerprint` changes with the weights and the preprocessing.
-    """
-
-    name: str
-    size: int
-    width: int
-    regions: int
-    fingerprint: str
-    module: nn.Module
-    device: torch.device
-    exact = False  # see `full_precision`
-    resize, interpolation = "squeeze", "bicubic"  # see `preprocessing`
-    scale: float = 1.0
-    mean: Sequence[float] | Tensor = (0.0,)
-    deviation: Sequence[float] | Tensor = (1.0,)
-
-    @property
-    def preprocessing(self) -> dict:
-        """How photos are made ready, in words and numbers; every checkpoint keeps it, and is checked against it.
-
-        A photo of any shape is squeezed to `size` x `size` pixels (resize "squeeze"), or its shorter side is scaled to
-        `size` and the middle cut out ("crop"). A pixel value x from 0 to 255 becomes (x / scale - mean) / deviation,
-        with one number for all colours or one for each.
-        """
-        entry = {name: getattr(self, name) for name in ("size", "resize", "interpolation", "scale")}
-        numbers = {"mean": self.mean, "deviation": self.deviation}
-        # float32 in one library and float64 in another: six digits are the same in both
-        rounded = {name: [round(float(v), 6) for v in torch.as_tensor(n).flatten()] for name, n in numbers.items()}
-        return entry | rounded
-
-    @property
-    def chunk(self) -> int:
-        """Images a forward pass: few on a CPU, so that activations stay in its cache."""
-        return 8 if self.device.type == "cpu" else 64
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
-        if image.size != (self.size, self.size):
-            how = Image.Resampling[self.interpolation.upper()]
-            image = image.resize((self.size, self.size), how, reducing_gap=3.0)
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-    def grid(self, pixels: Tensor) -> Tensor:
-        """Returns float32 features [B, R, D] of uint8 pixels [B, 3, S, S]."""
-        raise NotImplementedError
-
-    def pooled(self, pixels: Tensor) -> Tensor:
-        """Returns one float32 vector an image, [B, D]: the mean of the grid unless the encoder knows better."""
-        return self.grid(pixels).mean(1)
-
-    def features(self, pixels: Tensor, kind: str) -> Tensor:
-        """Returns the grid [B, R, D], the pooled vector [B, D] or the joint embedding [B, E]; always float32.
-
-        Runs without gradients, in bf16 where that is faster and harmless, in chunks that keep memory flat. A kind with
-        "+mirror", such as "pooled+mirror", is the mean over the picture and its mirror image: a steadier description.
-        """
-        if kind.endswith(MIRROR):
-            kind = kind.removesuffix(MIRROR)
-            return mean_of_views(self.features(pixels, kind), self.features(pixels.flip(-1), kind))
-        if kind not in KINDS:
-            raise unknown_name("kind of feature", kind, KINDS)
-        if kind == "embedding" and not hasattr(self, "encode_image"):
-            raise CaptioningError(f"{self.name} has no text side, so it has no embedding; use 'grid' or 'pooled'.")
-        if kind == "stem" and not hasattr(self, "stem"):
-            raise CaptioningError(f"{self.name} is not cut in two; only EfficientNet-Lite has a stem to cache.")
-        run = getattr(self, "encode_image" if kind == "embedding" else kind)
-        with torch.inference_mode():
-            return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(self.chunk)])
-
-    def encode(self, images: Sequence[Image.Image], kind: str = "grid") -> Tensor:
-        """Returns features of PIL images, as `features` does."""
-        return self.features(torch.stack([self.prepare(image) for image in images]), kind)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 on processors that multiply it in hardware. On others it would be slower, so nothing changes there."""
-        fast = fast_bf16(self.device) and not self.exact
-        return torch.autocast(self.device.type, torch.bfloat16) if fast else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Within it features are worked out in fp32, so that a photo gets the same caption alone as among others."""
-        before, self.exact = self.exact, True
-        try:
-            yield
-        finally:
-            self.exact = before
-
-
-def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
-    """Returns the mean of the features of pictures and of their mirror images, [B, D] or [B, R, D].
-
-    The grid of a mirror image is turned back first, so that each region is averaged with itself.
-    """
-    if plain.ndim == 3:
-        side = round(plain.shape[1] ** 0.5)
-        mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
-    return (plain + mirrored) / 2
-
-
-def fast_bf16(device: torch.device | str) -> bool:
-    """Returns whether bf16 matrix products are faster than fp32 on this device."""
-    device = torch.device(device)
-    if device.type == "cpu":
-        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # PyTorch has no public name for either
-        return any(getattr(torch.cpu, check, bool)() for check in checks)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-
-def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
-    """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given), read
-    as fp16 so that a saved copy agrees."""
-    digest = hashlib.sha256(extra.encode())
-    for module in modules:
-        for name, value in [] if module is None else sorted(module.state_dict().items()):
-            if only is not None and name not in only:
-                continue
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+from helpers import encoders
+from helpers.files import CaptioningError, save_tensors, unknown_name
+from helpers.images import open_image
+from helpers.trunks import Encoder, LiteTrunk, weights_fingerprint
 
 
 class TrunkEncoder(Encoder):
@@ -233,13 +111,274 @@ def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:
     if name in ("resnet50", "vgg16"):
         return TorchvisionEncoder(name, device, **options)
     if name.startswith(("clip:", "hf-clip:")):
-        from helpers.clip_encoders import HuggingFaceClipEncoder, OpenAIClipEncoder
+        from helpers.clips import HuggingFaceClipEncoder, OpenAIClipEncoder
 
         family, _, model = name.partition(":")
         return {"clip": OpenAIClipEncoder, "hf-clip": HuggingFaceClipEncoder}[family](model, device, **options)
     if name == "pocket-clip" or name.startswith("pocket-clip:"):
-        from helpers.pocket_clip import PocketClipEncoder
+        from helpers.clips import PocketClipEncoder
 
         return PocketClipEncoder(name.partition(":")[2] or None, device, **options)
     known = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet50", "vgg16", "pocket-clip"]
     raise unknown_name("encoder", name, [*known, "clip:ViT-B/32", "hf-clip:NAME"])
+THREADS = 4  # that decode for a GPU
+MOST_THREADS = 8  # that encode on a CPU: with more, Python itself is what they wait for
+Key = TypeVar("Key", bound=Hashable)
+Encoded = tuple[list[Key], Tensor | None, dict[Key, str]]
+
+
+def worker_threads(encoder: Encoder) -> tuple[int, int]:
+    """Returns how many threads work for this encoder, and how many cores the network takes in each."""
+    if encoder.device.type != "cpu":
+        return THREADS, 1
+    each = -(-torch.get_num_threads() // MOST_THREADS)
+    return torch.get_num_threads() // each, each
+
+
+def encode_batches(
+    encoder: Encoder, batches: Iterable[Sequence[tuple[Key, Path | bytes]]], kind: str, flip: bool = False
+) -> Iterator[Encoded]:
+    """Yields for each batch of (key, photo), in order: the keys of the photos that could be read, their features
+    (float32 [number of them, ...]; None without any), and the reasons of the others by key.
+
+    A photo is a path or the bytes of a file; `flip` encodes its mirror image. Threads plus one batches are in memory.
+    """
+    on_cpu, cores = encoder.device.type == "cpu", torch.get_num_threads()
+    threads, each = worker_threads(encoder)
+
+    def load(photos: Sequence[tuple[Key, Path | bytes]]) -> Encoded:
+        good, pixels, failed = [], [], {}
+        for key, photo in photos:
+            try:
+                pixels.append(encoder.prepare(open_image(photo)))
+                good.append(key)
+            except CaptioningError as error:
+                failed[key] = str(error)
+        stack = torch.stack(pixels) if pixels else None
+        return good, stack.flip(-1) if flip and stack is not None else stack, failed
+
+    def encode(loaded: Encoded) -> Encoded:
+        good, pixels, failed = loaded
+        return good, None if pixels is None else encoder.features(pixels, kind), failed
+
+    def begin() -> None:
+        if on_cpu:  # how many cores PyTorch takes is a setting of each thread
+            torch.set_num_threads(each)
+
+    first, second = (lambda photos: encode(load(photos)), lambda done: done) if on_cpu else (load, encode)
+    source, waiting = iter(batches), deque[Future]()
+    pool = ThreadPoolExecutor(threads, "encode", begin)
+    try:
+        while True:
+            waiting.extend(pool.submit(first, photos) for photos in islice(source, threads + 1 - len(waiting)))
+            if not waiting:
+                return
+            yield second(waiting.popleft().result())
+    finally:
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # also when waiting is cut short
+            torch.set_num_threads(cores)  # the libraries underneath keep one number for all threads
+FILE = "encoder.safetensors"
+TUNABLE = ("efficientnet-lite", "pocket-clip")  # beginnings of the names of encoders that are cut into stem and tail
+KINDS = ("grid", "pooled")
+DEFAULTS = {"drop_path": 0.1}  # share of the images for which a block of the tail is left out in training
+
+
+def tuning(config: dict) -> dict | None:
+    """Returns the settings behind a training configuration's "tune_encoder", over the defaults; None where it is off.
+
+    Raises CaptioningError on an unknown setting, a number out of range, or an encoder, kind of features, view or way
+    of ranking that does not go together with it.
+    """
+    asked = config.get("tune_encoder", False)
+    if asked is False:
+        return None
+    asked = {} if asked is True else asked
+    if not isinstance(asked, dict):
+        raise CaptioningError(f"tune_encoder should be true, false or an object of {sorted(DEFAULTS)}, not {asked!r}.")
+    for name, value in asked.items():
+        if name not in DEFAULTS:
+            raise unknown_name("setting of tune_encoder", name, DEFAULTS)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < 1:
+            raise CaptioningError(f"tune_encoder: {name} should be a number from 0 to below 1, not {value!r}.")
+    if not config["encoder"].startswith(TUNABLE):
+        raise CaptioningError(
+            f"{config['encoder']} cannot be tuned with its captioner: it has no stem to cache and no tail to train. "
+            "Set encoder to efficientnet-lite0, efficientnet-lite1, efficientnet-lite2 or pocket-clip, or leave "
+            "tune_encoder out; a CLIP is tuned on its own by python -m helpers.tune_clip."
+        )
+    kinds = [config.get("features", "grid"), config.get("inference_features", "grid").removesuffix("+mirror")]
+    if not set(kinds) <= set(KINDS):
+        raise CaptioningError(f"With tune_encoder features should be 'grid' or 'pooled', not {' and '.join(kinds)}.")
+    if config.get("crops"):
+        raise CaptioningError("Views by crops are made by a tail that never changes; with tune_encoder set crops to 0.")
+    for name in ("clip_weight", "consensus_weight"):
+        if config.get("decoding", {}).get(name):
+            raise CaptioningError(f"A tuned encoder cannot compare photos with captions any more; set {name} to 0.")
+    return {**DEFAULTS, **asked}
+
+
+def read_stem(trunk: LiteTrunk, stem: Tensor, kind: str) -> Tensor:
+    """Returns what a captioner reads, [B, R, D] ("grid") or [B, 1, D] ("pooled"), of stems [B, S/16, S/16, C]."""
+    grid = trunk.tail(stem).float()
+    return grid.mean(1, keepdim=True) if kind == "pooled" else grid
+
+
+class TailAndCaptioner(nn.Module):
+    """A captioner with the encoder's tail in front of it, behind the captioner protocol: `features` are the stem's.
+
+    Decoding, validation and both objectives see one model, so none of them knows that there is a tail.
+    """
+
+    def __init__(self, trunk: LiteTrunk, captioner: nn.Module, kind: str = "grid", drop_path: float = 0.0):
+        """The trunk is the model's own, to be changed; `kind` says what the captioner reads, see `read_stem`."""
+        super().__init__()
+        self.trunk, self.captioner, self.kind = trunk, captioner, kind
+        trunk.drop_path = drop_path
+        self.tune(True)
+
+    @property
+    def tokenizer(self):
+        return self.captioner.tokenizer
+
+    @property
+    def start_id(self) -> int | None:
+        return self.captioner.start_id
+
+    @property
+    def end_id(self) -> int:
+        return self.captioner.end_id
+
+    def tune(self, on: bool) -> None:
+        """Chooses whether the tail learns; without gradients for it a stage takes less time."""
+        self.trunk.freeze(stem=True, tail=not on)
+
+    def tail_parameters(self) -> list[nn.Parameter]:
+        """Returns what learns at the lower rate of a stage, its `encoder_rate`."""
+        return list(self.trunk.tail_parameters().values())
+
+    # -- the captioner protocol ---------------------------------------------------------------------------------
+
+    def start(self, features: Tensor):
+        """Returns the captioner's state before the first word. features: [B, S/16, S/16, C]."""
+        return self.captioner.start(read_stem(self.trunk, features, self.kind))
+
+    def step(self, tokens: Tensor, state):
+        return self.captioner.step(tokens, state)
+
+    def reorder(self, state, index: Tensor):
+        return self.captioner.reorder(state, index)
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def forward(self, features: Tensor, tokens: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the captioner's logits [N, T, V] and attention for stems [B, S/16, S/16, C]; see its `forward`."""
+        return self.captioner(read_stem(self.trunk, features, self.kind), tokens, row)
+
+    def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
+        return self.captioner.extra_loss(attention, labels_mask)
+
+
+class TailFeatures:
+    """What a tail makes of cached stems: `features[names]` is [len(names), R, D], or [len(names), 1, D] if pooled."""
+
+    def __init__(self, trunk: LiteTrunk, stems, kind: str):
+        self.trunk, self.stems, self.kind = trunk, stems, kind
+
+    @torch.no_grad()
+    def __getitem__(self, names: Sequence[str]) -> Tensor:
+        parts = (self.stems[names[i : i + 50]] for i in range(0, len(names), 50))
+        return torch.cat([read_stem(self.trunk, part, self.kind) for part in parts])
+
+
+@torch.no_grad()
+def steady(captioner: nn.Module) -> None:
+    """Keeps a channel that the encoder hardly used from being blown up once the tail learns to use it.
+
+    A channel that is 0 in every training image would be multiplied by a thousand. No deviation is left below a tenth of
+    their mean; of EfficientNet-Lite on photos none is.
+    """
+    deviation = getattr(captioner.standardise, "deviation", None)  # none where features are read as they are
+    if deviation is not None:
+        deviation.clamp_(min=float(deviation.mean()) / 10)
+
+
+def own_trunk(encoder: Encoder) -> LiteTrunk:
+    """Returns a copy of the encoder's trunk, on the CPU: other encoders of this process share the trunk itself."""
+    return copy.deepcopy(encoder.module).cpu().eval()
+
+
+def trunk_to_tune(config: dict, known: dict | None = None) -> LiteTrunk:
+    """Returns the trunk that a training begins with: that of its encoder, or of the checkpoint that it starts from,
+    whose configuration is `known`."""
+    from helpers.captioner import checkpoint_folder
+
+    if known is None:
+        return own_trunk(encoders.load_encoder(config["encoder"]))
+    return own_trunk(checkpoint_encoder(checkpoint_folder(config["start_from"]), known))
+
+
+class TunedEncoder(TrunkEncoder):
+    """An encoder with another tail: `grid` and `pooled`. What the first tail led to, a text side or ImageNet's classes,
+    does not fit the new one and is not there."""
+
+    def __init__(self, base: Encoder, weights: dict[str, Tensor]):
+        """`weights`: the tail's, by their names in the trunk. Raises CaptioningError when they are not such."""
+        self.name, self.size, self.width, self.regions = f"{base.name}, tuned", base.size, base.width, base.regions
+        self.device = base.device
+        self.module = own_trunk(base)
+        tail = self.module.tail_parameters()
+        wrong = sorted({n for n in tail.keys() | weights.keys() if n not in tail or n not in weights})
+        wrong += [n for n in tail if n in weights and tail[n].shape != weights[n].shape]
+        if wrong:
+            raise CaptioningError(f"These weights are not those of a tail of {base.name}: {wrong[:3]} do not fit.")
+        self.module.load_state_dict(weights, strict=False)
+        self.module.requires_grad_(False).to(self.device)
+        self.fingerprint = weights_fingerprint(self.module, extra=f"tuned {base.fingerprint}")
+
+
+def parts(model: nn.Module) -> tuple[nn.Module, LiteTrunk | None]:
+    """Returns the captioner itself and the trunk that was tuned with it, if there is one."""
+    return (model.captioner, model.trunk) if isinstance(model, TailAndCaptioner) else (model, None)
+
+
+def save_tail(folder: Path, encoder: Encoder, trunk: LiteTrunk) -> TunedEncoder:
+    """Writes the tail's weights (fp16) into a checkpoint's folder; returns the encoder as it will be loaded."""
+    weights = {n: p.detach().cpu().half().contiguous().clone() for n, p in trunk.tail_parameters().items()}
+    save_tensors(folder / FILE, weights)
+    return TunedEncoder(encoder, weights)
+
+
+def checkpoint_encoder(folder: Path, config: dict, device: str = "cpu") -> Encoder:
+    """Returns the encoder that a checkpoint's captioner was trained with, its own tail in it if it has one.
+
+    `config` is the checkpoint's, checked by `load_checkpoint`, and so are the hashes of its files. Raises
+    CaptioningError when the weights or the preprocessing are not those of the training.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    wanted = config["encoder"]
+    encoder = encoders.load_encoder(wanted["name"], device)
+    if FILE in config["sha256"]:
+        if not isinstance(encoder, TrunkEncoder):
+            raise CaptioningError(f"{folder} has {FILE}, but {wanted['name']} has no tail. Fetch the checkpoint again.")
+        try:
+            encoder = TunedEncoder(encoder, load_file(folder / FILE))
+        except (OSError, SafetensorError) as error:
+            raise CaptioningError(f"{folder / FILE} cannot be read: {error}. Fetch the checkpoint again.") from error
+    if encoder.fingerprint != wanted["fingerprint"]:
+        raise CaptioningError(
+            f"{config['name']} was trained with another version of the encoder {wanted['name']} "
+            f"(fingerprint {wanted['fingerprint']}, here {encoder.fingerprint}). Fetch both again."
+        )
+    here = encoder.preprocessing  # checkpoints of before it was written down have the size alone
+    other = {name: wanted[name] for name in here if name in wanted and wanted[name] != here[name]}
+    if other:
+        raise CaptioningError(
+            f"{config['name']} was trained on photos prepared in another way: {other}, here "
+            f"{({name: here[name] for name in other})}. Fetch it again, or the version of the course that made it."
+        )
+    return encoder

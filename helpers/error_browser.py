@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.errors import CaptioningError, unknown_name
-from helpers.files import atomic_write
+from helpers.files import CaptioningError, atomic_write, unknown_name
 from helpers.metrics import score_images
 
 STYLE = """

@@ -15,16 +15,18 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from helpers.decoding_options import CLASH, add_options, clash, decoding_options
-from helpers.devices import pick_device
-from helpers.errors import CaptioningError
-from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, score_images
-from helpers.rerank import FROZEN_KIND, WEIGHTS
+import numpy as np
+
+from helpers.decoding import CLASH, add_options, clash, decoding_options
+from helpers.files import CaptioningError, pick_device
+from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, evaluate, score_images, tokenize
+from ranking.rerank import FROZEN_KIND, WEIGHTS
 
 
 class Predictions(dict[str, str]):
@@ -76,7 +78,6 @@ def pooled_features(encoder: Any, dataset: Any, split: str, progress: bool = Tru
 def baselines(dataset: Any, split: str, encoder: Any = None, metrics: Sequence[str] | None = None) -> dict[str, dict]:
     """Returns the baseline rows for a split, from the training split of the same dataset; with the neighbour's caption
     when there is an `encoder`. Raises CaptioningError when the dataset has no training split."""
-    from helpers.baselines import baseline_rows
 
     if "train" not in dataset.splits():
         raise CaptioningError(f"The baselines need the split 'train'; {dataset.name} has {dataset.splits()} here.")
@@ -148,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read."""
     from helpers.datasets import load_dataset
-    from helpers.score_tables import markdown, read_hypotheses, save_table, write_hypotheses
+    from helpers.metrics import markdown, read_hypotheses, save_table, write_hypotheses
 
     dataset = load_dataset(arguments.dataset, arguments.data_dir)
     references, failed, captioner = dataset.references(arguments.split), {}, None
@@ -175,12 +176,12 @@ def run(arguments: argparse.Namespace) -> int:
     result |= {**scored.scores(), "captions_per_second": speed}
     rows, intervals = {name: scored.scores()}, {}
     if arguments.intervals:
-        from helpers.significance import bootstrap
+        from helpers.metrics import bootstrap
 
         intervals = {name: bootstrap(scored, seed=arguments.seed)}
         result["intervals"] = intervals[name]
     if arguments.diversity:
-        from helpers.diversity import diversity
+        from helpers.metrics import diversity
 
         seen = dataset.captions("train") if "train" in dataset.splits() else None
         result["diversity"] = diversity(captions, seen)
@@ -194,7 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
         result |= seen
         rows[name] |= seen
     if arguments.against:
-        from helpers.significance import compare
+        from helpers.metrics import compare
 
         other, theirs = Path(arguments.against).stem, read_hypotheses(arguments.against)
         other = f"{other} (other)" if other in rows else other
@@ -245,6 +246,106 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CaptioningError as error:
         print(f"helpers.evaluate: error: {error}", file=sys.stderr)
         return 2
+
+
+def most_frequent_caption(train_captions: Sequence[str]) -> str:
+    """Returns the training caption that occurs most often, by its words; the earliest of several."""
+    counts = Counter(" ".join(words) for words in tokenize(train_captions) if words)
+    if not counts:
+        raise CaptioningError("There are no training captions to choose from.")
+    return counts.most_common(1)[0][0]
+
+
+def nearest_captions(
+    train_features: np.ndarray,
+    train_references: Mapping[str, Sequence[str]],
+    features: np.ndarray,
+    images: Sequence[str],
+    neighbours: int = 1,
+) -> dict[str, str]:
+    """Returns image -> a caption of its nearest training images by cosine (Devlin et al. 2015, sections 2 and 3).
+
+    train_features: float [M, D], rows in the order of `train_references`; features: float [N, D], rows in the order of
+    `images`. Of all the captions of the `neighbours`, the one that shares most with the others is taken.
+    """
+    names = list(train_references)
+    if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
+        raise CaptioningError(
+            f"Features should be [images, width] with one width, not {train_features.shape} and {features.shape}. "
+            "Average a grid over its regions first."
+        )
+    if len(names) != len(train_features) or len(images) != len(features) or not names:
+        raise CaptioningError(
+            f"{len(train_features)} and {len(features)} rows of features for {len(names)} and {len(images)} images."
+        )
+    known, asked = _unit(train_features), _unit(features)
+    out = {}
+    for start in range(0, len(images), 256):
+        near = np.argsort(-(asked[start : start + 256] @ known.T), axis=1, kind="stable")[:, :neighbours]
+        for image, rows in zip(images[start : start + 256], near, strict=True):
+            out[image] = consensus([caption for row in rows for caption in train_references[names[row]]])
+    return out
+
+
+def consensus(captions: Sequence[str]) -> str:
+    """Returns the caption that shares most words and word pairs with the others (mean F1); the first of equals."""
+    grams = [Counter([*words, *zip(words, words[1:], strict=False)]) for words in tokenize(captions)]
+
+    def shared(a: Counter, b: Counter) -> float:
+        total = a.total() + b.total()
+        return 2 * (a & b).total() / total if total else 0.0
+
+    means = [sum(shared(a, b) for b in grams) for a in grams]  # with itself 1 for every caption
+    return captions[int(np.argmax(means))]
+
+
+def leave_one_out(
+    references: Mapping[str, Sequence[str]], metrics: Sequence[str] | None = None
+) -> dict[str, float | None]:
+    """Returns metric -> the score of one person's captions against the others', the mean over who is left out.
+
+    Scored against one reference fewer than a model is, so it is a little low. Images with one caption are left out.
+    Raises CaptioningError when no image has two captions.
+    """
+    several = {image: list(captions) for image, captions in references.items() if len(captions) > 1}
+    if not several:
+        raise CaptioningError("One person against the others needs images with at least two captions.")
+    people = min(map(len, several.values()))
+    rounds = []
+    for person in range(people):
+        others = {image: captions[:person] + captions[person + 1 :] for image, captions in several.items()}
+        rounds.append(evaluate(others, {image: captions[person] for image, captions in several.items()}, metrics))
+    return {
+        metric: None
+        if any(scores[metric] is None for scores in rounds)
+        else float(np.mean([s[metric] for s in rounds]))
+        for metric in rounds[0]
+    }
+
+
+def baseline_rows(
+    train_references: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    train_features: np.ndarray | None = None,
+    features: np.ndarray | None = None,
+    metrics: Sequence[str] | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Returns the rows that stand in every table: baseline -> metric -> score on `references`.
+
+    "nearest neighbour's caption" is there when the features are given, in the order of the two dicts' images.
+    """
+    usual = most_frequent_caption([caption for captions in train_references.values() for caption in captions])
+    rows = {"most frequent caption": evaluate(references, dict.fromkeys(references, usual), metrics)}
+    if train_features is not None and features is not None:
+        near = nearest_captions(train_features, train_references, features, list(references))
+        rows["nearest neighbour's caption"] = evaluate(references, near, metrics)
+    rows["one person against the others"] = leave_one_out(references, metrics)
+    return rows
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
 if __name__ == "__main__":

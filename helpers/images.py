@@ -13,7 +13,7 @@ from typing import IO
 
 from PIL import Image
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 MAX_PIXELS = 64_000_000  # above the 50-megapixel phones; 64 million pixels are 192 MB once decoded to RGB
 MAX_SIDE = 65_535  # as in JPEG; WebP and PNG can declare threads of millions of pixels

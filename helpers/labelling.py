@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.caption_files import MAX_WORDS, read_text
-from helpers.errors import CaptioningError
-from helpers.files import atomic_write
+from helpers.files import CaptioningError, atomic_write
 from helpers.images import SUFFIXES, natural_key, open_image, shown
 
 SIDE = 480  # pixels of the photo in the notebook, on its longer side

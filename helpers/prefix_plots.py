@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from helpers.model_plots import BLUES
-from helpers.plots import COLOURS, TEXT, WIDTH
+from helpers.plots import BLUES, COLOURS, TEXT, WIDTH
 
 
 def nearest_words(panels: Mapping[str, Sequence[Sequence[tuple[str, float]]]], width: float = WIDTH) -> Figure:

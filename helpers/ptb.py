@@ -21,8 +21,6 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'
 
 def _words(text: str) -> list[str]:
     return text.split()
-
-
 # The full stop stays on these. A title goes on before a name ("Mr.A" is one word), an ending does not ("etc.A" is two).
 TITLES = _words(
     """
@@ -53,8 +51,6 @@ STARTERS = _words(
 
 def _any_case(words: list[str]) -> str:
     return f"(?i:{'|'.join(words)})"
-
-
 # By the time the rules run, what is left outside ASCII are letters, digits, their marks, and the signs named here.
 _L = r"[^\x00-@\[-`{-\x7f\s\d‐‑⁄‘’“”]"  # a letter
 _W = r"[^\x00-/:-@\[-`{-\x7f\s‐‑⁄‘’“”]"  # a letter or a digit
@@ -69,7 +65,6 @@ _LONE = rf"(?:{_NOT}|'(?i:s|m|d|ll|re|ve))(?![A-Za-z])|(?!'){_VERB}"  # a straig
 _HOST = r"[^\s\"<>|.!?(){},]"
 _PATH = r"[^\s\"<>|()]+[^\s\"<>|.!?(){},-]"
 _EYE = r"[-^x=~<>']"
-
 _RULES = [
     # a tag, with attributes
     r"<(?:[!?][A-Za-z-][^>\n]{0,300}|/?[A-Za-z][\w:.@-]*(?:\s+[A-Za-z][\w:.-]*(?:=(?:'[^'\n]*'|\"[^\"\n]*\"))?)*\s*/?)>",
@@ -117,12 +112,10 @@ _RULES = [
 _QUOTED = re.compile(f"{_NOT}|{_VERB}|[`‘’“”]{{1,2}}")
 _QUOTES = {"‘": "`", "’": "'", "“": "``", "”": "''"}
 _COMPILED = [re.compile(rule) for rule in _RULES]
-
 # Most words need no rule: letters, then a space, or one mark and a space. What splits or keeps its stop is left out.
 _PLAIN = re.compile(r"([A-Za-z]+(?=[,!?;\"]?(?:\s|$))|[A-Za-z]{2,}(?=\.(?:\s|$)))|[.,!?;:](?=\s|$)")
 _SPLIT = frozenset(["cannot", "gonna", "wanna", "gotta", "gimme", "lemme"])
 _ABBREVIATED = frozenset([*TITLES, *ENDINGS, *NOT_IN_CAPITALS, *NOT_IN_SMALL, *BEFORE_A_NUMBER])
-
 _SIGNS = {
     **dict.fromkeys("\x96\x97–—―", " -- "),
     **dict.fromkeys("\x93“«", "“"),
@@ -142,8 +135,6 @@ _SIGNS = {
         "⅔": " 2/3 ",
     },
 }
-
-
 _SYMBOL = re.compile(
     "[¡¥-©¬®-´¶-¹¿×÷\u0e3f\u0e4f\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2070\u2074-\u207e"
     "\u2080-\u208e\u20a4\u2100-\u214f\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff65\uffe0-\uffe6]"

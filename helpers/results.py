@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 FIELDS = ("model", "bleu4", "cider", "captions_per_second", "seconds")
 

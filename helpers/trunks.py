@@ -7,15 +7,19 @@ Shapes: B images, S pixels a side, R = (S / 32) ** 2 regions, C channels.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError, unknown_name
 
 WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
 
@@ -148,3 +152,129 @@ def imagenet_head(version: int) -> nn.Linear:
 def lite_trunk(version: int, size: int) -> LiteTrunk:
     """Returns the frozen pretrained trunk, loaded once a process."""
     return LiteTrunk(version, size).eval()
+KINDS = ("grid", "pooled", "embedding", "stem")
+MIRROR = "+mirror"
+
+
+class Encoder:
+    """What every encoder offers. `prepare` is the one preprocessing: training, notebooks and the page all call it.
+
+    `width` and `regions` are D and R of the grid; `fingerprint` changes with the weights and the preprocessing.
+    """
+
+    name: str
+    size: int
+    width: int
+    regions: int
+    fingerprint: str
+    module: nn.Module
+    device: torch.device
+    exact = False  # see `full_precision`
+    resize, interpolation = "squeeze", "bicubic"  # see `preprocessing`
+    scale: float = 1.0
+    mean: Sequence[float] | Tensor = (0.0,)
+    deviation: Sequence[float] | Tensor = (1.0,)
+
+    @property
+    def preprocessing(self) -> dict:
+        """How photos are made ready, in words and numbers; every checkpoint keeps it, and is checked against it.
+
+        A photo of any shape is squeezed to `size` x `size` pixels (resize "squeeze"), or its shorter side is scaled to
+        `size` and the middle cut out ("crop"). A pixel value x from 0 to 255 becomes (x / scale - mean) / deviation,
+        with one number for all colours or one for each.
+        """
+        entry = {name: getattr(self, name) for name in ("size", "resize", "interpolation", "scale")}
+        numbers = {"mean": self.mean, "deviation": self.deviation}
+        # float32 in one library and float64 in another: six digits are the same in both
+        rounded = {name: [round(float(v), 6) for v in torch.as_tensor(n).flatten()] for name, n in numbers.items()}
+        return entry | rounded
+
+    @property
+    def chunk(self) -> int:
+        """Images a forward pass: few on a CPU, so that activations stay in its cache."""
+        return 8 if self.device.type == "cpu" else 64
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
+        if image.size != (self.size, self.size):
+            how = Image.Resampling[self.interpolation.upper()]
+            image = image.resize((self.size, self.size), how, reducing_gap=3.0)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Returns float32 features [B, R, D] of uint8 pixels [B, 3, S, S]."""
+        raise NotImplementedError
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Returns one float32 vector an image, [B, D]: the mean of the grid unless the encoder knows better."""
+        return self.grid(pixels).mean(1)
+
+    def features(self, pixels: Tensor, kind: str) -> Tensor:
+        """Returns the grid [B, R, D], the pooled vector [B, D] or the joint embedding [B, E]; always float32.
+
+        Runs without gradients, in bf16 where that is faster and harmless, in chunks that keep memory flat. A kind with
+        "+mirror", such as "pooled+mirror", is the mean over the picture and its mirror image: a steadier description.
+        """
+        if kind.endswith(MIRROR):
+            kind = kind.removesuffix(MIRROR)
+            return mean_of_views(self.features(pixels, kind), self.features(pixels.flip(-1), kind))
+        if kind not in KINDS:
+            raise unknown_name("kind of feature", kind, KINDS)
+        if kind == "embedding" and not hasattr(self, "encode_image"):
+            raise CaptioningError(f"{self.name} has no text side, so it has no embedding; use 'grid' or 'pooled'.")
+        if kind == "stem" and not hasattr(self, "stem"):
+            raise CaptioningError(f"{self.name} is not cut in two; only EfficientNet-Lite has a stem to cache.")
+        run = getattr(self, "encode_image" if kind == "embedding" else kind)
+        with torch.inference_mode():
+            return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(self.chunk)])
+
+    def encode(self, images: Sequence[Image.Image], kind: str = "grid") -> Tensor:
+        """Returns features of PIL images, as `features` does."""
+        return self.features(torch.stack([self.prepare(image) for image in images]), kind)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 on processors that multiply it in hardware. On others it would be slower, so nothing changes there."""
+        fast = fast_bf16(self.device) and not self.exact
+        return torch.autocast(self.device.type, torch.bfloat16) if fast else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Within it features are worked out in fp32, so that a photo gets the same caption alone as among others."""
+        before, self.exact = self.exact, True
+        try:
+            yield
+        finally:
+            self.exact = before
+
+
+def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
+    """Returns the mean of the features of pictures and of their mirror images, [B, D] or [B, R, D].
+
+    The grid of a mirror image is turned back first, so that each region is averaged with itself.
+    """
+    if plain.ndim == 3:
+        side = round(plain.shape[1] ** 0.5)
+        mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+    return (plain + mirrored) / 2
+
+
+def fast_bf16(device: torch.device | str) -> bool:
+    """Returns whether bf16 matrix products are faster than fp32 on this device."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # PyTorch has no public name for either
+        return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
+    """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given), read
+    as fp16 so that a saved copy agrees."""
+    digest = hashlib.sha256(extra.encode())
+    for module in modules:
+        for name, value in [] if module is None else sorted(module.state_dict().items()):
+            if only is not None and name not in only:
+                continue
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -21,8 +21,7 @@ from typing import Any
 from PIL import Image
 
 from helpers.captioner import Caption, Captioner, available, checkpoint_folder
-from helpers.errors import CaptioningError, unknown_name
-from helpers.files import read_json
+from helpers.files import CaptioningError, read_json, unknown_name
 from helpers.images import open_image, shown
 from helpers.web_limits import LIMITS, Limits
 

@@ -13,7 +13,6 @@ from helpers.web_limits import Limits
 
 if TYPE_CHECKING:
     from fastapi.middleware import Middleware
-
 DRAIN = 3  # a request may be so many times too large and still be read to its end, so that its sender hears why
 
 
@@ -83,15 +82,11 @@ def guarded_uploads(limits: Limits) -> list[Middleware]:
 def _declared(scope) -> int:
     length = dict(scope["headers"]).get(b"content-length", b"0")
     return int(length) if length.isdigit() else 0
-
-
 async def _answer(send, status: int, error: str) -> None:
     body = json.dumps({"error": error}).encode()
     headers = {b"content-type": b"application/json", b"content-length": b"%d" % len(body), b"connection": b"close"}
     await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
     await send({"type": "http.response.body", "body": body})
-
-
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem }

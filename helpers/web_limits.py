@@ -25,8 +25,6 @@ class Limits:
     upload_seconds: float = 300.0  # from the first byte to the last of a photo sent to the page, over a phone's line
     refusals: int = 100  # refused photos of a visitor whose names the page still shows
     waiting: int = 200  # photos that may wait for the captioner, of all visitors together
-
-
 LIMITS = Limits()
 LEAST = 10_000  # bytes that any file counts for: empty ones take room, too
 REFUSED = "application/x-refused"  # in place of a file's type: what was sent is not kept, only its name

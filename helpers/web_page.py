@@ -21,7 +21,6 @@ from helpers.images import open_image
 
 SAMPLES = ROOT / "sample_images"
 SAMPLE_SIDE = 208  # pixels; shown at half of it, sharp on a phone
-
 STYLE = """<style>
 [class*="st-key-caption"] pre { background: transparent; padding: 0 3rem 0 0; border: 0; overflow: visible }
 [class*="st-key-caption"] :is(pre, pre *) { font-family: inherit }
@@ -126,7 +125,7 @@ def gaze(photo: Image.Image, words: Sequence[str], attention: np.ndarray) -> lis
 
     attention: [T, R], rows sum to 1. Each word has its own scale, from its smallest to its largest weight.
     """
-    from helpers.model_plots import lit
+    from helpers.plots import lit
 
     attention = np.asarray(attention, dtype=float)
     shown = [(word, row) for word, row in zip(words, attention, strict=False) if word.strip()]  # not the end token

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 TEMPLATES = ("a photo of {}.", "a picture of {}.", "there is {}.")
 

@@ -31,9 +31,9 @@ GB = 1e9
 
 def count_step(config: dict, tokens: int, images: int) -> tuple[int, float, float]:
     """Returns the trained weights, and for a step on `images` with their captions: operations, bytes kept."""
-    from helpers.batches import Batch
-    from helpers.models import build_model
-    from helpers.objectives import CrossEntropy
+    from helpers.captioner import build_model
+    from helpers.losses import CrossEntropy
+    from helpers.text import Batch
 
     options = {key: value for key, value in config["model"].items() if key != "class"}
     model = build_model("ClipCap", {"feature_width": 512, **options, "language_model_config": {"model_type": "gpt2"}})

@@ -97,7 +97,7 @@ def results_file(path: Path) -> Path:
 
 def how_many_at_once() -> int:
     """Returns 2 where two notebooks have a core and enough memory each, else 1."""
-    from helpers.cores import usable_cores
+    from helpers.files import usable_cores
 
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -108,7 +108,7 @@ def how_many_at_once() -> int:
 
 def run_notebooks(paths: list[Path], at_once: int) -> list[str]:
     """Executes the notebooks, started in order, `at_once` at a time. Returns the names of those that failed."""
-    from helpers.cores import usable_cores
+    from helpers.files import usable_cores
 
     board = Board(paths)
     threads = {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
@@ -153,8 +153,8 @@ def _number(value: float | None, form: str) -> str:
 def result_rows(paths: list[Path]) -> list[list[str]]:
     """Returns the rows of the closing table: models trained in this run, then the shipped ones from their cards."""
     from helpers import results
-    from helpers.captioner import CHECKPOINTS, available
-    from helpers.files import read_json
+    from helpers.captioner import available
+    from helpers.files import CHECKPOINTS, read_json
 
     rows = []
     for row in (row for path in paths for row in results.read(results_file(path))):

@@ -63,11 +63,11 @@ def main() -> int:
     parser.add_argument("--note", default="", help="a paragraph for the card: what was tried, what it brought")
     options = parser.parse_args()
 
-    from helpers.captioner import CHECKPOINTS, Captioner, load_checkpoint, save_checkpoint
+    from helpers.captioner import Captioner, load_checkpoint, save_checkpoint
     from helpers.datasets import load_dataset
-    from helpers.files import atomic_write, cache_dir, read_json
-    from helpers.rerank import WEIGHTS
-    from helpers.training_state import load_mean
+    from helpers.files import CHECKPOINTS, atomic_write, cache_dir, read_json
+    from helpers.loop import load_mean
+    from ranking.rerank import WEIGHTS
 
     run, folder = options.run or cache_dir() / "runs" / options.name, CHECKPOINTS / options.name
     config = read_json(run / "training.json")

@@ -32,8 +32,7 @@ lower case, no punctuation, the five captions of a photo in one sequence, so tha
 
 
 def main(name: str) -> int:
-    from helpers.captioner import CHECKPOINTS
-    from helpers.files import atomic_write, cache_dir
+    from helpers.files import CHECKPOINTS, atomic_write, cache_dir
 
     run, folder = cache_dir() / "runs" / name, CHECKPOINTS / name
     made = run / "model" if name == "pocket-gpt2" else run

@@ -21,9 +21,9 @@ import atheris
 
 with atheris.instrument_imports(include=["helpers", "PIL", "csv", "json", "tarfile", "zipfile"]):
     from helpers import caption_files
-    from helpers.archives import extract
     from helpers.caption_files import Faults
-    from helpers.errors import CaptioningError
+    from helpers.download import extract
+    from helpers.files import CaptioningError
     from helpers.images import open_image
 
 from tests import nasty_images as nasty

@@ -79,7 +79,8 @@ SECOND = {**FIRST, "objective": "self_critical", "epochs": 2, "samples": 2, "lea
 
 def train(folder: str, log: str, mixed_precision: str = "no") -> dict:
     """Trains a toy captioner in two stages, noting each epoch as it ends; everything random in it is switched on."""
-    from helpers.training import make_accelerator, run_stage
+    from helpers.loop import make_accelerator
+    from helpers.training import run_stage
     from tests.toy_captioners import small_run
 
     def note(row: dict) -> None:
@@ -103,7 +104,7 @@ def weights(model) -> str:
 
 
 def draw(folder: str, images: int = 40) -> dict:
-    from helpers.scenes import generate
+    from pocket_scenes.scenes import generate
 
     return {"files": digest(generate(folder, images, 48))}
 
@@ -135,8 +136,7 @@ def notebook(folder: str, log: str) -> dict:
 
 
 def fetch(folder: str, url: str, images: int) -> dict:
-    from helpers.downloads import fetch_dataset
-    from helpers.mirrors import RemoteFile, Source
+    from helpers.download import RemoteFile, Source, fetch_dataset
 
     source = Source("local", (RemoteFile("f.zip", (url,)),))
     return {"files": digest(fetch_dataset("flickr8k", folder, [source], (images, 5)))}
@@ -185,7 +185,7 @@ def give_up_privileges() -> None:
 
 
 def child(job: dict, out: int) -> None:
-    from helpers.errors import CaptioningError
+    from helpers.files import CaptioningError
 
     if limit := job.pop("file_limit", None):
         import resource
@@ -253,9 +253,8 @@ def main() -> None:
 
     import helpers.captioner
     import helpers.datasets
-    import helpers.downloads
-    import helpers.scenes
-    import helpers.self_critical  # noqa: F401
+    import helpers.download
+    import helpers.losses  # noqa: F401
     import tests.test_features
     import tests.toy_captioners  # noqa: F401
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.archives import extract
-from helpers.errors import CaptioningError
+from helpers.download import extract
+from helpers.files import CaptioningError
 
 DATA = random.Random(0).randbytes(300_000)
 

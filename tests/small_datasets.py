@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 
 def photos(folder: Path, *names: str) -> None:

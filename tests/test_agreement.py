@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import agreement
 from helpers.agreement import Judged, kendall_tau_c, read_judgements
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 
 def test_tau_by_hand() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import archives
-from helpers.archives import Joined
+from helpers import download as archives
+from helpers.download import Joined
 from tests.small_archives import DATA, error_of, extract_to, flickr8k_zip, packed
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.augment import _window, crop_views
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
+from helpers.features import _window, crop_views
+from helpers.files import CaptioningError
 
 
 @pytest.fixture(scope="module")

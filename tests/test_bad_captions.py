@@ -19,7 +19,7 @@ from helpers.datasets import (
     read_folder,
     split_by_image,
 )
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from tests.small_datasets import error_of, folder_with, kaggle, photos
 
 

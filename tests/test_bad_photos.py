@@ -15,10 +15,9 @@ import torch
 from helpers.caption_files import Faults, parse_csv
 from helpers.captioner import save_checkpoint
 from helpers.cnn_lstm import ShowAndTell
-from helpers.datasets import read_folder
-from helpers.errors import CaptioningError
+from helpers.datasets import dataset_report, read_folder
 from helpers.features import cache_features
-from helpers.report import dataset_report
+from helpers.files import CaptioningError
 from helpers.text import Vocabulary
 from tests import nasty_images as nasty
 from tests.test_features import Tiny

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers.baselines import baseline_rows, consensus, leave_one_out, most_frequent_caption, nearest_captions
-from helpers.diversity import diversity, mutual_bleu
-from helpers.errors import CaptioningError
-from helpers.metrics import evaluate
+from helpers.evaluate import baseline_rows, consensus, leave_one_out, most_frequent_caption, nearest_captions
+from helpers.files import CaptioningError
+from helpers.metrics import diversity, evaluate, mutual_bleu
 from tests.toy_captions import FAST, REFERENCES
 
 

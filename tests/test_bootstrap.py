@@ -19,7 +19,7 @@ import bootstrap_cell
 from bootstrap_cell import CELL, COURSE, RELEASE, badge, stamp
 from build_notebook import build
 from helpers import bootstrap
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from notebook_tools import execute, find_notebooks
 from tests.test_requirements import modules_of
 

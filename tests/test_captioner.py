@@ -17,8 +17,7 @@ from helpers import captioner as door
 from helpers.captioner import Captioner, available, load_checkpoint, save_checkpoint
 from helpers.cnn_lstm import ShowAndTell
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
-from helpers.files import sha256_file
+from helpers.files import CaptioningError, sha256_file
 from helpers.text import Vocabulary
 from helpers.training import train
 from tests.toy_captioners import MODELS

@@ -12,7 +12,7 @@ import torch
 
 import generate_caption
 from helpers.captioner import Caption, available
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 HEAVY = ("pandas", "nltk", "matplotlib", "transformers", "streamlit", "pycocoevalcap", "scipy", "sklearn", "accelerate")
 

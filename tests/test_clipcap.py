@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.batches import CaptionBatches
-from helpers.captioner import load_checkpoint, save_checkpoint
+from helpers.captioner import build_model, load_checkpoint, save_checkpoint
 from helpers.clipcap import ClipCap
 from helpers.decoding import decode
-from helpers.errors import CaptioningError
 from helpers.features import Features
-from helpers.models import build_model
-from helpers.objectives import CrossEntropy
-from helpers.text import IGNORE, pad, teacher_forcing_batch
+from helpers.files import CaptioningError
+from helpers.losses import CrossEntropy
+from helpers.text import IGNORE, CaptionBatches, pad, teacher_forcing_batch
 from helpers.training import run_stage
 from tests.toy_captioners import MEANINGS, REGIONS, WIDTH, features, world
 from tests.toy_language_models import FAMILIES, clipcap, clipcap_run, save_family

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from helpers.captioner import Captioner, load_checkpoint
 from helpers.clipcap_weights import DECODING, ENCODERS, _our_name, convert, main, read_model
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.language_models import load_language_model
 from helpers.text import pad
 from tests.tiny_clips import save_openai

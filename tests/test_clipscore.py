@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from helpers.clipscore import clip_scores
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 
 class ToyClip:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.captioner import build_model
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell, Standardise, State, lstm_cell
-from helpers.errors import CaptioningError
-from helpers.models import build_model
+from helpers.files import CaptioningError
 from tests.toy_captioners import MODELS, REGIONS, WIDTH, small_model
 
 both_models = pytest.mark.parametrize("name", list(MODELS))

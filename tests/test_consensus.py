@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import consensus
-from helpers.captioner import CHECKPOINTS
-from helpers.consensus import FILE, Consensus, build, find_anchors, grams, whitening
 from helpers.decoding import Hypothesis
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
+from helpers.files import CHECKPOINTS, CaptioningError
 from helpers.images import open_image
-from helpers.rerank import FROZEN, FROZEN_KIND, rerank
+from ranking import consensus
+from ranking.consensus import FILE, Consensus, build, find_anchors, grams, whitening
+from ranking.rerank import FROZEN, FROZEN_KIND, rerank
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
 VECTORS = torch.tensor([EAST, EAST, EAST, NORTH, NORTH, NORTH])

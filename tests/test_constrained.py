@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.constrained import Constrained, padded
+from helpers.beam import Rules
 from helpers.decoding import decode
-from helpers.errors import CaptioningError
-from helpers.sampling import Rules
+from helpers.files import CaptioningError
+from ranking.constrained import Constrained, padded
 from tests.test_decoding import END, START, Toy, score_of, toy_features
 from tests.toy_captioners import features as world_features
 from tests.toy_captioners import small_model

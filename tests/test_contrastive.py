@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.contrastive import contrastive_loss, fine_tune, measure, recall
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
+from helpers.losses import contrastive_loss, measure, recall
+from helpers.pretraining import fine_tune
 
 
 def by_hand(images, texts, owner, scale) -> float:

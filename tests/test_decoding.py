@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.beam import Rules, best
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
-from helpers.decoding import decode
-from helpers.errors import CaptioningError
-from helpers.sampling import Draw, Rules, best, inverse
+from helpers.decoding import Draw, decode, inverse
+from helpers.files import CaptioningError
 from helpers.text import Vocabulary
 
 START, END = 1, 2

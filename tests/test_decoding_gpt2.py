@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from helpers import gpt2_fast
+from helpers import language_models as gpt2_fast
 from helpers.clipcap import ClipCap
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
 from helpers.decoding import decode
-from helpers.errors import CaptioningError
-from helpers.gpt2_fast import GROWTH, CacheReader, GPT2Reader, reader
+from helpers.files import CaptioningError
+from helpers.language_models import GROWTH, CacheReader, GPT2Reader, reader
 
 WIDTH, END = 16, 0
 

@@ -8,10 +8,10 @@ import inspect
 import pytest
 
 import generate_caption
-from helpers import checkpoint_config, evaluate
-from helpers.decoding import decode
-from helpers.decoding_options import OPTIONS, SAMPLING, add_options, clash, decoding_options
-from helpers.rerank import rerank
+from helpers import captioner as checkpoint_config
+from helpers import evaluate
+from helpers.decoding import OPTIONS, SAMPLING, add_options, clash, decode, decoding_options
+from ranking.rerank import rerank
 
 
 def parsed(*words: str) -> dict:

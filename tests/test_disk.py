@@ -13,10 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.errors import CaptioningError
-from helpers.files import atomic_write, read_json, save_tensors, whole_files, write_json
+from helpers.files import (
+    CaptioningError,
+    atomic_write,
+    claimed,
+    read_json,
+    save_tensors,
+    sweep,
+    whole_files,
+    write_json,
+)
 from helpers.language_models import save_language_model
-from helpers.locks import claimed, sweep
 from tests.bad_server import Page, serving
 from tests.job_server import digest, draw, fetch
 from tests.small_archives import flickr8k_zip

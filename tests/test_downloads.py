@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import fetch, mirrors
+from helpers import download as fetch
+from helpers import download as mirrors
 from helpers.datasets import load_dataset, read_flickr8k, read_flickr30k
-from helpers.downloads import fetch_dataset
-from helpers.errors import CaptioningError
-from helpers.mirrors import RemoteFile, Source, write_rows
+from helpers.download import RemoteFile, Source, fetch_dataset, write_rows
+from helpers.files import CaptioningError
 from tests.bad_server import Page, serving
 from tests.small_archives import error_of, extract_to, flickr8k_zip, packed, photo
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from helpers.encoders import Encoder, load_encoder, weights_fingerprint
-from helpers.errors import CaptioningError
-from helpers.torch_files import load_weights
+from helpers.encoders import load_encoder
+from helpers.files import CaptioningError, load_weights
+from helpers.trunks import Encoder, weights_fingerprint
 from tests.tiny_clips import save_hugging_face, save_openai
 
 CAPTIONS = ["a dog runs over the grass", "two children in a boat .", "x " * 300]
@@ -423,7 +423,7 @@ def trainable(request, tmp_path) -> Encoder:
 
 @pytest.mark.parametrize("train_trunk", [False, True], ids=["frozen", "unfrozen"])
 def test_contrastive_fine_tuning_moves_what_it_may(trainable, train_trunk, photos, tmp_path) -> None:
-    from helpers.contrastive import fine_tune
+    from helpers.pretraining import fine_tune
 
     first = trainable.fingerprint
     dual = trainable.dual(train_trunk)

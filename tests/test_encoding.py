@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helpers.encoders import Encoder, load_encoder
-from helpers.encoding import MOST_THREADS, THREADS, encode_batches, worker_threads
+from helpers.encoders import MOST_THREADS, THREADS, encode_batches, load_encoder, worker_threads
+from helpers.trunks import Encoder
 
 
 class Brightness(Encoder):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.error_browser import browse, browser_figure, browser_page
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.metrics import score_images
 from tests.toy_captions import GOOD, REFERENCES, WEAK
 

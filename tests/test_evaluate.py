@@ -15,9 +15,9 @@ from helpers import evaluate, metrics
 from helpers.captioner import Captioner
 from helpers.datasets import load_dataset
 from helpers.decoding import decode
-from helpers.encoders import Encoder
-from helpers.errors import CaptioningError
-from helpers.score_tables import read_hypotheses
+from helpers.files import CaptioningError
+from helpers.metrics import read_hypotheses
+from helpers.trunks import Encoder
 from tests.toy_captioners import MEANINGS, features, small_model, world
 
 DEV, TRAIN = world("d"), world("t")

@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers import features as cache
-from helpers.encoders import Encoder
-from helpers.errors import CaptioningError
 from helpers.features import cache_features
+from helpers.files import CaptioningError
+from helpers.trunks import Encoder
 
 
 class Tiny(Encoder):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import fetch
-from helpers.fetch import fetch_file
-from helpers.mirrors import RemoteFile
+from helpers import download as fetch
+from helpers.download import RemoteFile, fetch_file
 from tests.bad_server import Page, serving
 from tests.small_archives import DATA, error_of
 

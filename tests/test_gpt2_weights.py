@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
-from helpers.captioner import CHECKPOINTS, load_checkpoint
+from helpers.captioner import load_checkpoint
 from helpers.decoding import decode
-from helpers.gpt2_weights import GPT2Weights, can_hold
+from helpers.files import CHECKPOINTS
+from helpers.language_models import GPT2Weights, can_hold
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import checkpoint_config
+from helpers import captioner as checkpoint_config
 from helpers.captioner import Captioner, available, load_checkpoint, save_checkpoint
-from helpers.errors import CaptioningError
-from helpers.files import sha256_file
+from helpers.files import CaptioningError, load_weights, sha256_file
 from helpers.text import Vocabulary
-from helpers.torch_files import load_weights
 from tests.toy_captioners import small_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.captioner import Captioner, save_checkpoint
-from helpers.errors import CaptioningError
-from helpers.hub import FILES, call_hub, from_pretrained, main, pull_from_hub, push_to_hub, save_pretrained
+from helpers.captioner import (
+    FILES,
+    Captioner,
+    call_hub,
+    from_pretrained,
+    main,
+    pull_from_hub,
+    push_to_hub,
+    save_checkpoint,
+    save_pretrained,
+)
+from helpers.files import CaptioningError
 from tests.hub_stand_in import Hub
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from helpers import images
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.images import list_images, open_image, shown
 from tests import nasty_images as nasty
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.datasets import read_folder
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.labelling import LabellingCell, Labels, suggestions
 
 

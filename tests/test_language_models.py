@@ -10,18 +10,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.errors import CaptioningError
-from helpers.files import read_json, write_json
-from helpers.language_models import (
-    CaptionTokenizer,
-    documents,
-    load_language_model,
-    pretrain,
-    read_on,
-    save_language_model,
-    train,
-    train_tokenizer,
-)  # fmt: skip
+from helpers.files import CaptioningError, read_json, write_json
+from helpers.language_models import CaptionTokenizer, load_language_model, read_on, save_language_model, train_tokenizer
+from helpers.pretraining import documents, pretrain
+from helpers.pretraining import train_language_model as train
 from tests.toy_captioners import MEANINGS, world
 from tests.toy_language_models import FAMILIES, SHAPE, all_captions, pocket_gpt2, save_family
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import java_metrics, metrics
-from helpers.errors import CaptioningError
+from helpers import metrics
+from helpers import metrics as java_metrics
+from helpers.files import CaptioningError
 from helpers.metrics import evaluate, score_images
 
 FAST = ("BLEU", "ROUGE-L", "CIDEr")

@@ -10,11 +10,10 @@ from accelerate import Accelerator
 
 from helpers.captioner import Captioner, available
 from helpers.decoding import decode
-from helpers.errors import CaptioningError
-from helpers.objectives import CrossEntropy
-from helpers.stability import OVERFLOWS, Watch
-from helpers.training import make_accelerator, run_stage
-from helpers.training_state import load_state
+from helpers.files import CaptioningError
+from helpers.loop import OVERFLOWS, Watch, load_state, make_accelerator
+from helpers.losses import CrossEntropy
+from helpers.training import run_stage
 from tests.toy_captioners import QUICK, small_model, small_run, world
 
 

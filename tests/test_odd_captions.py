@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from helpers.caption_files import MAX_WORDS
-from helpers.datasets import Dataset, read_coco, read_flickr8k, read_flickr30k, read_folder
-from helpers.errors import CaptioningError
+from helpers.datasets import Dataset, dataset_report, read_coco, read_flickr8k, read_flickr30k, read_folder
+from helpers.files import CaptioningError
 from helpers.metrics import evaluate
-from helpers.report import dataset_report
 from helpers.text import IGNORE, Vocabulary, teacher_forcing_batch
 from tests.small_datasets import photos
 

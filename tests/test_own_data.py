@@ -10,13 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import own_data
+from helpers import training as own_data
 from helpers.captioner import Captioner, load_checkpoint
-from helpers.errors import CaptioningError
-from helpers.files import read_json
-from helpers.own_data import check_fit, fine_tuning, grow_vocabulary
-from helpers.runs import prepare
-from helpers.training import train
+from helpers.files import CaptioningError, read_json
+from helpers.training import check_fit, fine_tuning, grow_vocabulary, prepare, train
 
 WORDS = {"red": "a crimson xylograph panel", "green": "a verdant xylograph panel"}
 

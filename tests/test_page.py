@@ -17,9 +17,9 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from helpers import web_page
-from helpers.captioner import CHECKPOINTS, Caption, Captioner, available
-from helpers.files import read_json
-from helpers.web_desk import LIMITS
+from helpers.captioner import Caption, Captioner, available
+from helpers.files import CHECKPOINTS, read_json
+from helpers.web_limits import LIMITS
 from tests.nasty_images import bad_files, encode, png
 from tests.test_captioner import write
 

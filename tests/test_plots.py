@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers import model_plots, plots
+from helpers import plots
+from helpers import plots as model_plots
 
 
 def texts(figure: Figure) -> str:

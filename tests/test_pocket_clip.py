@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from helpers import pocket_clip
-from helpers.captioner import CHECKPOINTS
+from helpers import clips as pocket_clip
+from helpers.clips import PocketCLIP, Pooling, load_pocket_clip, save_pocket_clip
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
 from helpers.features import cache_features
-from helpers.pocket_clip import PocketCLIP, Pooling, crop, load_pocket_clip, save_pocket_clip
+from helpers.files import CHECKPOINTS, CaptioningError
+from helpers.pretraining import crop, tune
 from helpers.text import Vocabulary
-from helpers.tune_clip import tune
 from helpers.zero_shot import class_vectors, classify, search
 
 CAPTIONS = ["a dog runs on the grass", "two red boats", "a child with a ball in front of a house"]
@@ -147,7 +146,7 @@ def test_a_crop_is_a_window_of_the_grid() -> None:
 @pytest.fixture
 def scenes(tmp_path, monkeypatch) -> Path:
     """Forty pictures with captions, in Flickr8k's layout."""
-    from helpers.scenes import generate
+    from pocket_scenes.scenes import generate
 
     monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
     return generate(tmp_path / "scenes", images=40, size=64)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.java_metrics import no_java
-from helpers.metrics import tokenize
+from helpers.metrics import no_java, tokenize
 from helpers.ptb import ptb_tokenize
 
 CASES: dict[str, str] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from helpers import report as reports
-from helpers.datasets import Dataset, load_dataset
+from helpers import datasets as reports
+from helpers.datasets import BITS, NEAR, Dataset, dataset_report, load_dataset, main, near_duplicates, perceptual_hash
 from helpers.images import open_image
-from helpers.report import BITS, NEAR, dataset_report, main, near_duplicates, perceptual_hash
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers.decoding import Hypothesis
-from helpers.errors import CaptioningError
-from helpers.rerank import flaws, image_vectors, rerank
+from helpers.files import CaptioningError
+from ranking.rerank import flaws, image_vectors, rerank
 
 MEANINGS = {"a dog": (1.0, 0.0), "a cat": (0.0, 1.0), "a pet": (0.6, 0.8)}
 

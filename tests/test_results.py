@@ -8,7 +8,7 @@ import pytest
 
 import run_all
 from helpers import results
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 
 
 def test_nothing_is_written_outside_a_run(tmp_path: Path, monkeypatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import scene_crew
-from helpers.scene_crew import draw_all, draw_one
+from pocket_scenes import crew as scene_crew
+from pocket_scenes.crew import draw_all, draw_one
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 

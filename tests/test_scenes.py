@@ -20,11 +20,11 @@ import PIL
 import pytest
 from PIL import Image
 
-from helpers import scenes
-from helpers.errors import CaptioningError
-from helpers.scene_pen import COLOURS
-from helpers.scene_people import PEOPLE
-from helpers.scenes import draw_scene, generate
+from helpers.files import CaptioningError
+from pocket_scenes import scenes
+from pocket_scenes.pen import COLOURS
+from pocket_scenes.people import PEOPLE
+from pocket_scenes.scenes import draw_scene, generate
 
 SCENES = 400
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple", "pink")

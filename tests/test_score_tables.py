@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers.errors import CaptioningError
-from helpers.score_tables import markdown, read_hypotheses, read_references, save_table, table, write_hypotheses
+from helpers.files import CaptioningError
+from helpers.metrics import markdown, read_hypotheses, read_references, save_table, table, write_hypotheses
 
 
 def test_captions_survive_a_file(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import self_critical
+from helpers import losses as self_critical
 from helpers.decoding import Hypothesis
-from helpers.self_critical import END_WORD, CiderD, SelfCritical, sentence_bleu4
+from helpers.losses import END_WORD, CiderD, SelfCritical, sentence_bleu4
 from helpers.text import START, normalise
 from helpers.training import run_stage
 from tests.toy_captioners import QUICK, features, small_model, small_run, world

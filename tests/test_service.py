@@ -21,9 +21,10 @@ import generate_caption
 import serve
 from helpers import web_desk
 from helpers.captioner import Captioner
-from helpers.decoding_options import OPTIONS
-from helpers.errors import CaptioningError
-from helpers.web_desk import Busy, Desk, Limits
+from helpers.decoding import OPTIONS
+from helpers.files import CaptioningError
+from helpers.web_desk import Busy, Desk
+from helpers.web_limits import Limits
 from scripts.screenshot import free_port
 from tests.nasty_images import bad_files, good_files, make_corpus
 from tests.test_captioner import write

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import feature_blocks
 from helpers import features as cache
-from helpers.batches import CaptionBatches
-from helpers.errors import CaptioningError
+from helpers import features as feature_blocks
 from helpers.features import cache_features
-from helpers.text import START
+from helpers.files import CaptioningError
+from helpers.text import START, CaptionBatches
 from helpers.training import train
 from tests.test_features import Tiny, assert_right, encoded, fork, needs_fork, photos, small_blocks  # noqa: F401
 from tests.toy_captioners import features, vocabulary, world

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from configs.cluster.shards import index_shards, main, members, read_shards, shard_features, write_shards
 from helpers.datasets import load_dataset
-from helpers.errors import CaptioningError
 from helpers.features import cache_features
-from helpers.runs import features_of, load_data
-from helpers.shards import index_shards, main, members, read_shards, shard_features, write_shards
+from helpers.files import CaptioningError
+from helpers.training import features_of, load_data
 from tests.test_features import Tiny, fork, needs_fork
 
 

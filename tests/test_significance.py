@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers.errors import CaptioningError
-from helpers.metrics import evaluate, score_images
-from helpers.significance import bootstrap, compare
+from helpers.files import CaptioningError
+from helpers.metrics import bootstrap, compare, evaluate, score_images
 from tests.toy_captions import FAST, GOOD, REFERENCES, WEAK
 
 

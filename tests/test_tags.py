@@ -9,11 +9,11 @@ from torchvision.models import ResNet50_Weights
 from helpers.captioner import DEFAULT_MODEL, Captioner, available
 from helpers.decoding import decode
 from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.images import open_image
-from helpers.rerank import FROZEN, FROZEN_KIND, rerank
-from helpers.tags import ALONE, PEOPLE, SURE, TAGS, Seen, Tag, add_candidates, find_tags, mentions
 from helpers.text import normalise
+from ranking.rerank import FROZEN, FROZEN_KIND, rerank
+from ranking.tags import ALONE, PEOPLE, SURE, TAGS, Seen, Tag, add_candidates, find_tags, mentions
 from tests.toy_captioners import features as world_features
 from tests.toy_captioners import small_model
 

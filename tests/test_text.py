@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
 from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, pad, teacher_forcing_batch
 
 

@@ -11,15 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from helpers import training
-from helpers.batches import CaptionBatches
 from helpers.decoding import decode
-from helpers.errors import CaptioningError
+from helpers.files import CaptioningError
+from helpers.loop import Average, load_mean, load_state, make_accelerator, parameter_groups, save_state, stage_settings
+from helpers.losses import CrossEntropy
 from helpers.metrics import evaluate
-from helpers.objectives import CrossEntropy
-from helpers.runs import check
-from helpers.text import IGNORE, START, UNKNOWN
-from helpers.training import make_accelerator, parameter_groups, run_stage, stage_settings
-from helpers.training_state import Average, load_mean, load_state, save_state
+from helpers.text import IGNORE, START, UNKNOWN, CaptionBatches
+from helpers.training import check, run_stage
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
 both_models = pytest.mark.parametrize("name", list(MODELS))

@@ -18,16 +18,13 @@ from torch import nn
 from helpers.captioner import Captioner, load_checkpoint
 from helpers.cnn_lstm import ShowAndTell
 from helpers.decoding import decode
-from helpers.encoders import load_encoder
-from helpers.errors import CaptioningError
+from helpers.encoders import FILE, TailAndCaptioner, load_encoder, read_stem
 from helpers.features import Features
-from helpers.files import ROOT, read_json, sha256_file
-from helpers.own_data import fine_tuning
-from helpers.runs import check
+from helpers.files import ROOT, CaptioningError, read_json, sha256_file
+from helpers.loop import make_accelerator, parameter_groups, stage_settings
 from helpers.text import Vocabulary
-from helpers.training import Run, make_accelerator, parameter_groups, run_stage, stage_settings, train
+from helpers.training import Run, check, fine_tuning, run_stage, train
 from helpers.trunks import WIDTH, LiteTrunk
-from helpers.tuned_encoder import FILE, TailAndCaptioner, read_stem
 from tests.toy_captioners import QUICK
 from tests.toy_language_models import save_family
 
@@ -349,7 +346,7 @@ def test_a_training_goes_on_from_a_tuned_checkpoint(trained, place, tmp_path, mo
     [
         ({"encoder": "resnet50"}, "resnet50 cannot be tuned.*efficientnet-lite0"),
         ({"encoder": "vgg16"}, "vgg16 cannot be tuned"),
-        ({"encoder": "clip:ViT-B/32"}, "helpers.tune_clip"),
+        ({"encoder": "clip:ViT-B/32"}, "helpers.pretraining"),
         ({"encoder": "hf-clip:openai/clip-vit-base-patch32"}, "cannot be tuned"),
         ({"crops": 2}, "set crops to 0"),
         ({"features": "embedding"}, "'grid' or 'pooled', not embedding"),

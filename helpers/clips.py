@@ -1,0 +1,478 @@
+"""CLIP models that others trained, behind the same door as our own: OpenAI's package and the Hugging Face hub.
+
+Shapes: B images, S pixels a side, N captions, R regions, D width of the image tower, E width of the joint space.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.encoders import TrunkEncoder
+from helpers.files import (
+    CaptioningError,
+    read_json,
+    save_tensors,
+    sha256_file,
+    unknown_name,
+    whole_files,
+    write_json,
+)
+from helpers.text import UNKNOWN, Vocabulary, pad
+from helpers.trunks import WIDTH, Encoder, LiteTrunk, weights_fingerprint
+
+
+def middle(image: Image.Image, longest: int = 16) -> Image.Image:
+    """Returns the image, its long side cut to `longest` times the short one, around the middle.
+
+    Scaling the shorter side of a strip of 1 x 20,000 pixels to 224 would make an image of 3 GB, of which CLIP's own
+    preprocessing keeps the middle square.
+    """
+    width, height = image.size
+    w, h = min(width, longest * height), min(height, longest * width)
+    if (w, h) == (width, height):
+        return image
+    left, top = (width - w) // 2, (height - h) // 2
+    return image.crop((left, top, left + w, top + h))
+
+
+class ClipEncoder(Encoder):
+    """What both families share. Computes in fp32 on a CPU and in fp16 on a GPU; what comes out is float32.
+
+    `grid`: the last layer's tokens [B, R, D]; `pooled`: the image vector as the model gives it [B, E] (what ClipCap
+    reads); `encode_image`: the same with length 1. `fingerprint` and `logit_scale` follow the weights in training.
+    """
+
+    resize, scale = "crop", 255.0
+    mean: Tensor  # [3, 1, 1]
+    deviation: Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.module, extra=f"{self.name.partition(':')[0]} {self.size} clip")
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosine similarities, the inverse of the temperature."""
+        return self.module.logit_scale.detach().float().exp().item()
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """Returns the image tower's last layer [B, T, D] of uint8 pixels: a class token, if any, and the R regions."""
+        raise NotImplementedError
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Returns vectors [B, E], not normalised, from what `trunk` or `stem` returns."""
+        raise NotImplementedError
+
+    def text_vectors(self, captions: Sequence[str]) -> Tensor:
+        """Returns vectors [N, E], not normalised, with gradients where the weights take them."""
+        raise NotImplementedError
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Returns the part of `trunk`'s output that `head` reads: the class token [B, 1, D], or all regions."""
+        tokens = self.trunk(pixels)
+        return tokens[:, :1] if tokens.shape[1] > self.regions else tokens
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.trunk(pixels)[:, -self.regions :].float()
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.encode_image(pixels, normalise=False)
+
+    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
+        """Returns image vectors [B, E] of uint8 pixels [B, 3, S, S], of length 1 unless asked otherwise."""
+        vectors = self.head(self.trunk(pixels)).float()
+        return F.normalize(vectors, dim=-1) if normalise else vectors
+
+    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
+        """Returns caption vectors [N, E], of length 1 unless asked otherwise. What exceeds the context is cut off."""
+        captions = list(captions)
+        with torch.inference_mode():
+            pieces = [self.text_vectors(captions[i : i + 256]).float() for i in range(0, len(captions), 256)]
+        vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
+        return F.normalize(vectors, dim=-1) if normalise else vectors
+
+    def dual(self, train_trunk: bool = False) -> ClipDual:
+        """Returns this model as what `contrastive.fine_tune` trains. The encoder and it share their weights."""
+        return ClipDual(self, train_trunk)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
+        x = pixels.to(self.device).float() / self.scale
+        return ((x - self.mean.to(self.device)) / self.deviation.to(self.device)).to(self.module.dtype)
+
+    def _ready(self, module: nn.Module, device: str) -> nn.Module:
+        self.device = torch.device(device)
+        return module.to(self.device).eval().requires_grad_(False)
+
+
+class ClipDual(nn.Module):
+    """A CLIP as a dual encoder: `image_side`, `text_side`, `trunk_parameters`, `logit_scale`.
+
+    With `train_trunk=False` the image tower stays as it is and the projections, the text tower and the temperature
+    learn; the tower's output (`stem`) may then be cached. The weights become fp32, since fp16 loses small steps.
+    BatchNorm keeps its statistics.
+    """
+
+    def __init__(self, encoder: ClipEncoder, train_trunk: bool = False):
+        super().__init__()
+        self.encoder = encoder
+        self.model = encoder.module.float().requires_grad_(True)
+        for parameter in self.trunk_parameters():
+            parameter.requires_grad_(train_trunk)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        return self.model.logit_scale
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """Returns the image tower's parameters without its last projection."""
+        return self.encoder.trunk_parameters()
+
+    def image_side(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns vectors [B, E] and the grid [B, R, D] of uint8 pixels [B, 3, S, S] or a cached stem [B, T, D]."""
+        encoder = self.encoder
+        tokens = encoder.trunk(inputs) if inputs.ndim == 4 else inputs.to(encoder.device, encoder.module.dtype)
+        return encoder.head(tokens), tokens[:, -encoder.regions :]
+
+    def text_side(self, captions: Sequence[str]) -> Tensor:
+        """Returns vectors [N, E]."""
+        return self.encoder.text_vectors(captions)
+
+    def train(self, mode: bool = True) -> ClipDual:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class OpenAIClipEncoder(ClipEncoder):
+    """A CLIP of OpenAI (Radford et al. 2021) through the package `clip`: its classes, download and preprocessing."""
+
+    def __init__(self, name: str, device: str = "cpu", download_root: str | None = None):
+        """`name`: one of `clip.available_models()`, or the path of a file with the state dict of such a model.
+
+        Raises CaptioningError on another name, when the weights cannot be downloaded, or when the file is not a CLIP's.
+        """
+        from clip.clip import _transform
+        from clip.model import build_model
+
+        from helpers.files import load_weights
+
+        weights = load_weights(_weights_file(name, download_root))
+        # A script's masks are in the archive, though they are no weights; build_model knows only of the other three.
+        weights = {key: value for key, value in weights.items() if not key.endswith(".attn_mask")}
+        try:
+            model = build_model(weights)  # fp16
+        except (KeyError, IndexError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+            raise CaptioningError(f"{name} does not hold the weights of an OpenAI CLIP: {str(error)[:200]}.") from error
+        self.name, self.size = f"clip:{name}", model.visual.input_resolution
+        self.module = self._ready(model.float() if torch.device(device).type == "cpu" else model, device)
+        *self.steps, _, normalise = _transform(self.size).transforms  # resize, crop, RGB | to tensor, normalise
+        self.interpolation = self.steps[0].interpolation.value
+        self.mean, self.deviation = (torch.tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
+        visual = self.module.visual
+        self.joint = visual.output_dim
+        if hasattr(visual, "attnpool"):
+            self.width, self.regions = visual.attnpool.k_proj.in_features, (self.size // 32) ** 2
+            # The same modules without the pooling at their end. A shallow copy shares every weight.
+            self.body = copy.copy(visual)
+            self.body._modules = {**visual._modules, "attnpool": nn.Identity()}
+        else:
+            self.width, self.regions = visual.proj.shape[0], visual.positional_embedding.shape[0] - 1
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Returns uint8 pixels [3, S, S]: the shorter side scaled to S, the middle cut out, as CLIP was trained."""
+        import numpy as np
+
+        image = middle(image)
+        for step in self.steps:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        x = self.normalised(pixels)
+        visual = self.module.visual
+        if hasattr(visual, "attnpool"):
+            return self.body(x).flatten(2).transpose(1, 2)  # [B, D, S/32, S/32] -> [B, R, D]
+        x = visual.conv1(x).flatten(2).transpose(1, 2)  # [B, R, D]
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = visual.ln_pre(torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype))  # [B, 1 + R, D]
+        return visual.ln_post(visual.transformer(x.transpose(0, 1)).transpose(0, 1))
+
+    def head(self, tokens: Tensor) -> Tensor:
+        visual = self.module.visual
+        if not hasattr(visual, "attnpool"):
+            return tokens[:, 0] @ visual.proj
+        side = self.size // 32
+        return visual.attnpool(tokens.transpose(1, 2).unflatten(2, (side, side)))
+
+    def text_vectors(self, captions: Sequence[str]) -> Tensor:
+        import clip
+
+        tokens = clip.tokenize(list(captions), context_length=self.module.context_length, truncate=True)
+        return self.module.encode_text(tokens.to(self.device))
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        last = ("attnpool.", "proj")
+        return [p for name, p in self.module.visual.named_parameters() if not name.startswith(last)]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the weights as a .safetensors file, which `load_encoder("clip:PATH")` reads; returns its path."""
+        path = Path(path).with_suffix(".safetensors")
+        save_tensors(path, self.module.state_dict())
+        return path
+
+
+def _weights_file(name: str, download_root: str | None) -> str:
+    """Returns the path of a model's weights, downloaded by the package where they are not there yet."""
+    from clip.clip import _MODELS, _download
+
+    if name not in _MODELS:
+        if Path(name).is_file():
+            return name
+        raise unknown_name("CLIP model", name, [*_MODELS, "the path of a .pt or .safetensors file"])
+    root = Path(download_root or Path.home() / ".cache" / "clip")
+    try:
+        return _download(_MODELS[name], str(root))  # checks the SHA-256
+    except (OSError, RuntimeError, TypeError) as error:
+        raise CaptioningError(
+            f"The weights of CLIP {name} could not be downloaded ({error}). Check the connection; or fetch "
+            f"{_MODELS[name]} on another machine and put it into {root}; or use pocket-clip, which needs no download."
+        ) from error
+
+
+class HuggingFaceClipEncoder(ClipEncoder):
+    """A CLIP or SigLIP (Zhai et al. 2023) in the Hugging Face format: a name on the hub or a local folder."""
+
+    def __init__(self, name: str, device: str = "cpu"):
+        """Raises CaptioningError when there is no such model, it cannot be downloaded, or it is of another kind."""
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+        number = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+        if name.startswith(("/", "./", "../", "~")):
+            name = str(Path(name).expanduser())
+            if not Path(name).is_dir():
+                raise CaptioningError(f"There is no folder {name} with a CLIP model. Check the spelling.")
+        try:
+            kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+            if kind not in ("clip", "siglip"):
+                raise CaptioningError(f"{name} is a model of the kind {kind!r}. Expected a CLIP or a SigLIP.")
+            model = AutoModel.from_pretrained(name, dtype=number, trust_remote_code=False)
+            self.processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CaptioningError(
+                f"The model {name!r} could not be loaded: {str(error).strip()[:300]} Check name and connection; or "
+                "give the folder of a model saved with save_pretrained (model, tokenizer and image processor)."
+            ) from error
+        self.name, self.kind = f"hf-clip:{name}", kind
+        vision = model.config.vision_config
+        self.size, self.width = vision.image_size, vision.hidden_size
+        self.regions = (vision.image_size // vision.patch_size) ** 2
+        self.joint = model.config.projection_dim if kind == "clip" else vision.hidden_size
+        self.mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
+        self.deviation = torch.tensor(self.processor.image_std).view(3, 1, 1)
+        self.interpolation = Image.Resampling(self.processor.resample).name.lower()
+        self.resize = "crop" if getattr(self.processor, "do_center_crop", False) else "squeeze"
+        self.module = self._ready(model, device)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Returns uint8 pixels [3, S, S]: the model's own resizing and cropping; scaling and normalising come later."""
+        image = middle(image).convert("RGB")
+        out = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        return out["pixel_values"][0].round().clamp(0, 255).to(torch.uint8)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        tower = self.module.vision_model
+        tokens = tower(pixel_values=self.normalised(pixels)).last_hidden_state
+        return tokens if self.kind == "siglip" else tower.post_layernorm(tokens)  # SigLIP: [B, R, D], normed already
+
+    def head(self, tokens: Tensor) -> Tensor:
+        if self.kind == "siglip":
+            return self.module.vision_model.head(tokens)
+        return self.module.visual_projection(tokens[:, 0])
+
+    def text_vectors(self, captions: Sequence[str]) -> Tensor:
+        length = self.module.config.text_config.max_position_embeddings
+        siglip = self.kind == "siglip"  # was trained on padded text without a mask
+        options = {"truncation": True, "max_length": length, "padding": "max_length" if siglip else True}
+        tokens = self.tokenizer(list(captions), return_tensors="pt", **options)
+        names = ["input_ids"] if siglip else ["input_ids", "attention_mask"]
+        out = self.module.get_text_features(**{n: tokens[n].to(self.device) for n in names})
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.module.vision_model.named_parameters() if not name.startswith("head.")]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes model, tokenizer and image processor with `save_pretrained`; returns the folder."""
+        with whole_files(folder) as place:
+            for part in (self.module, self.tokenizer, self.processor):
+                part.save_pretrained(place)
+        return Path(folder)
+
+
+class Pooling(nn.Module):
+    """A grid [B, R, D] to one vector [B, E]: the mean of all regions, plus what a few learned heads look at."""
+
+    def __init__(self, width: int, joint: int, heads: int, dropout: float):
+        super().__init__()
+        self.scores = nn.Linear(width, heads)
+        self.values = nn.Linear(width, joint)
+        self.mix = nn.Linear(joint, joint)
+        self.mean = nn.Linear(width, joint)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        weights = self.scores(grid).softmax(1)  # [B, R, heads], over the regions
+        values = self.values(grid).unflatten(-1, (weights.shape[-1], -1))  # [B, R, heads, E / heads]
+        looked = (weights[..., None] * values).sum(1).flatten(1)  # [B, E]
+        return self.mean(self.dropout(grid.mean(1))) + self.mix(self.dropout(looked))
+
+
+class TextTower(nn.Module):
+    """Captions to vectors: word embeddings, a small transformer without a causal mask, the mean over the words."""
+
+    def __init__(self, vocabulary_size: int, width: int, layers: int, joint: int, dropout: float, max_words: int = 32):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary_size, width, padding_idx=0)
+        nn.init.normal_(self.embed.weight, std=0.05)
+        self.place = nn.Parameter(torch.randn(max_words, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.output = nn.Linear(width, joint)
+        self.dropout = nn.Dropout(dropout)
+        self.hide = 0.1  # share of words hidden in training, so that no caption hangs on one word
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens[:, : len(self.place)]
+        real = tokens != 0  # [N, T]
+        if self.training:
+            tokens = tokens.masked_fill((torch.rand(tokens.shape, device=tokens.device) < self.hide) & real, UNKNOWN)
+        x = self.dropout(self.embed(tokens)) + self.place[: tokens.shape[1]]  # [N, T, W]
+        x = self.layers(x, src_key_padding_mask=~real)
+        mean = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)  # [N, W]
+        return self.output(self.dropout(mean))
+
+
+class PocketCLIP(nn.Module):
+    """EfficientNet-Lite with a learned pooling on one side, a small transformer on the other."""
+
+    defaults = {"version": 2, "size": 224, "joint": 512, "heads": 8, "width": 256, "layers": 2, "dropout": 0.2}
+
+    def __init__(self, vocabulary: Vocabulary, pretrained: bool = True, **options):
+        super().__init__()
+        self.config = c = {**self.defaults, **options}
+        self.tokenizer = vocabulary
+        self.trunk = LiteTrunk(c["version"], c["size"], pretrained)
+        self.pool = Pooling(WIDTH, c["joint"], c["heads"], c["dropout"])
+        self.text = TextTower(len(vocabulary), c["width"], c["layers"], c["joint"], c["dropout"])
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def trunk_parameters(self):
+        return self.trunk.parameters()
+
+    def image_side(self, stem: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns vectors [B, E] and the grid [B, R, D] from the trunk's cached stem output."""
+        grid = self.trunk.tail(stem)
+        return self.pool(grid), grid
+
+    def text_side(self, captions: Sequence[str]) -> Tensor:
+        """Returns vectors [N, E], not normalised."""
+        ids = [self.tokenizer.encode(caption) or [UNKNOWN] for caption in captions]
+        return self.text(pad(ids, 0).to(self.logit_scale.device))
+
+
+class PocketClipEncoder(TrunkEncoder):
+    """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`."""
+
+    def __init__(self, folder: str | None = None, device: str = "cpu"):
+        from helpers.files import CHECKPOINTS
+
+        folder = Path(folder) if folder else CHECKPOINTS / "pocket-clip"
+        self.device = torch.device(device)
+        self.model = load_pocket_clip(folder).to(self.device)
+        self.module, self.regions, self.width = self.model.trunk, self.model.trunk.regions, WIDTH
+        self.name = "pocket-clip" if folder == CHECKPOINTS / "pocket-clip" else f"pocket-clip:{folder}"
+        self.size = self.model.config["size"]
+        self.folder = folder
+
+    @cached_property
+    def consensus(self):
+        """What people said of photos like the training photos, see `helpers.consensus`."""
+        from ranking.consensus import Consensus
+
+        return Consensus.load(self.folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Follows the weights, so that no feature cached before a fine-tuning is taken for one after it."""
+        return weights_fingerprint(self.module, self.model.pool, extra=f"pocket-clip {self.size}")
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosine similarities, the inverse of the temperature."""
+        return self.model.logit_scale.detach().exp().item()
+
+    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
+        """Returns image vectors [B, E] of uint8 pixels, of length 1 unless asked otherwise."""
+        vectors = self.model.pool(self.grid(pixels).float())
+        return nn.functional.normalize(vectors, dim=-1) if normalise else vectors
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Returns image vectors [B, E] of length 1 from grids [B, R, D] that were encoded before."""
+        with torch.inference_mode():
+            return nn.functional.normalize(self.model.pool(grid.to(self.device).float()), dim=-1)
+
+    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
+        """Returns caption vectors [N, E]."""
+        with torch.inference_mode():
+            vectors = self.model.text_side(list(captions)).float()
+        return nn.functional.normalize(vectors, dim=-1) if normalise else vectors
+
+
+def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None) -> None:
+    """Writes weights in fp16, vocabulary and configuration with their hashes."""
+    model.tokenizer.save(folder / "vocabulary.json")
+    tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
+    save_tensors(folder / "model.safetensors", tensors)
+    hashes = {name: sha256_file(folder / name) for name in ("model.safetensors", "vocabulary.json")}
+    config = {"format": 1, "name": "pocket-clip", "class": "PocketCLIP", "options": model.config, "sha256": hashes}
+    write_json(folder / "config.json", config | (extra or {}))
+
+
+def load_pocket_clip(folder: Path) -> PocketCLIP:
+    """Returns the model of a checkpoint, verified by hash, in evaluation mode and fp32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from helpers.captioner import check_options
+
+    config = check_options(folder, read_json(folder / "config.json"))
+    if config.get("class") != "PocketCLIP":
+        raise CaptioningError(f"{folder} holds {config.get('class')!r}, not a PocketCLIP.")
+    for name in ("model.safetensors", "vocabulary.json"):
+        if not (folder / name).is_file() or sha256_file(folder / name) != config["sha256"].get(name):
+            raise CaptioningError(
+                f"{folder / name} is missing or not the file that config.json was written with. Fetch it again."
+            )
+    try:
+        model = PocketCLIP(Vocabulary.load(folder / "vocabulary.json"), pretrained=False, **config["options"])
+        model.load_state_dict(
+            {n: v.float() if v.is_floating_point() else v for n, v in load_file(folder / "model.safetensors").items()}
+        )
+    except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CaptioningError(
+            f"The weights in {folder} do not fit its configuration: {str(error)[:200]}. Fetch the checkpoint again."
+        ) from error
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,267 @@
+"""What a stage of training is made of: its settings, objective, parameters, schedule and history."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.captioner import unwrapped
+from helpers.decoding import decode
+from helpers.files import unknown_name
+from helpers.text import IGNORE, ORDERS, ngrams, normalise, pad
+
+
+def make_objective(run, settings: dict):
+    """Returns the objective that the stage names, for a `helpers.training.Run`."""
+    if settings["objective"] == "cross_entropy":
+        names = ("label_smoothing", "word_dropout", "scheduled_sampling")
+        unknown = getattr(run.model.tokenizer, "unknown_id", None)
+        return CrossEntropy(**{name: settings[name] for name in names}, unknown_id=unknown)
+    if settings["objective"] == "self_critical":
+
+        names = ("samples", "temperature", "bleu_weight")
+        return SelfCritical(run.train, **{name: settings[name] for name in names})
+    raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
+
+
+@dataclass
+class CrossEntropy:
+    """Teacher forcing: the model reads the true caption and is asked for its next word at every position.
+
+    `label_smoothing` spreads that share of each label over all words (Szegedy et al. 2016, section 7).
+    `word_dropout` hides that share of the words read behind `<unk>`, so that the picture has to be looked at.
+    `scheduled_sampling` replaces that share of the words read by the model's own guesses (Bengio et al. 2015), made in
+    a first pass without gradients, as for models that read all words at once (Mihaylova and Martins 2019).
+    """
+
+    label_smoothing: float = 0.0
+    word_dropout: float = 0.0
+    scheduled_sampling: float = 0.0
+    unknown_id: int | None = None
+
+    def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        inputs, start_id = batch.inputs, unwrapped(model).start_id
+        if self.scheduled_sampling and model.training:
+            inputs = self._mix(model, batch, inputs)
+        if self.word_dropout and model.training and self.unknown_id is not None:
+            hidden = torch.rand(inputs.shape, device=inputs.device) < self.word_dropout
+            hidden &= inputs != (start_id if start_id is not None else -1)
+            inputs = inputs.masked_fill(hidden, self.unknown_id)
+        logits, attention = model(batch.features, inputs, batch.row)
+        mask = batch.labels != IGNORE
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            batch.labels.flatten(),
+            ignore_index=IGNORE,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        tokens = mask.sum()
+        # The extra loss is a mean over captions: each process's part of a batch counts by its captions, not its tokens.
+        weight = tokens if batch.length is None else len(batch.labels) * batch.length
+        return loss + unwrapped(model).extra_loss(attention, mask.float()) * weight, tokens, {}
+
+    @torch.no_grad()
+    def _mix(self, model, batch, inputs: Tensor) -> Tensor:
+        logits, _ = model(batch.features, inputs, batch.row)
+        offset = 1 if unwrapped(model).start_id is not None else 0  # position t of the logits predicts input t + offset
+        guesses = (
+            logits[:, : inputs.shape[1] - offset].argmax(-1) if offset else logits[:, : inputs.shape[1]].argmax(-1)
+        )
+        true = inputs[:, offset:]
+        take = torch.rand(true.shape, device=true.device) < self.scheduled_sampling
+        take &= batch.labels[:, : true.shape[1]] != IGNORE
+        mixed = inputs.clone()
+        mixed[:, offset:] = torch.where(take, guesses, true)
+        return mixed
+SIGMA = 6.0  # how fast CIDEr-D's length penalty falls
+END_WORD = "<end>"
+
+
+@dataclass
+class _Vector:
+    """The tf-idf weights of one caption, per n-gram order, with their norms."""
+
+    weights: list[dict[tuple, float]]
+    norms: list[float]
+    length: int
+
+
+class CiderD:
+    """CIDEr-D (Vedantam et al. 2015, section 3.2) with document frequencies from training captions only.
+
+    A caption's end counts as a word, in the references too. Otherwise "a man in a" scores as well as a whole sentence
+    and the model learns to stop anywhere.
+    """
+
+    def __init__(self, references: dict[str, list[str]]):
+        """`references`: image name -> captions, of the training split."""
+        self.words = {image: [normalise(c) + [END_WORD] for c in captions] for image, captions in references.items()}
+        self.frequency: Counter = Counter()
+        for captions in self.words.values():
+            self.frequency.update({gram for words in captions for counts in ngrams(words) for gram in counts})
+        self.log_images = math.log(max(2, len(self.words)))
+        self.vectors: dict[str, list[_Vector]] = {}
+
+    def _vector(self, words: Sequence[str]) -> _Vector:
+        weights = [
+            {gram: count * (self.log_images - math.log(max(1, self.frequency[gram]))) for gram, count in counts.items()}
+            for counts in ngrams(words)
+        ]
+        norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
+        return _Vector(weights, norms, len(words))
+
+    def score(self, image: str, words: Sequence[str]) -> float:
+        """Returns the CIDEr-D of one caption against the references of `image`; 10 is a perfect match."""
+        if image not in self.vectors:
+            self.vectors[image] = [self._vector(reference) for reference in self.words[image]]
+        candidate, total = self._vector(words), 0.0
+        for reference in self.vectors[image]:
+            penalty = math.exp(-((candidate.length - reference.length) ** 2) / (2 * SIGMA**2))
+            for n in range(ORDERS):
+                if not candidate.norms[n] or not reference.norms[n]:
+                    continue
+                theirs = reference.weights[n]
+                # A repeated n-gram earns no more than the reference gives it: saying a word twice is no gain.
+                dot = sum(
+                    min(w, theirs[gram]) * theirs[gram] for gram, w in candidate.weights[n].items() if gram in theirs
+                )
+                total += penalty * dot / (candidate.norms[n] * reference.norms[n])
+        return 10.0 * total / (ORDERS * len(self.vectors[image]))
+
+
+def sentence_bleu4(references: Sequence[Sequence[str]], words: Sequence[str]) -> float:
+    """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004)."""
+    mine, theirs = ngrams(words), [ngrams(reference) for reference in references]
+    log_precision = 0.0
+    for n in range(ORDERS):
+        clipped = sum(min(count, max(t[n][gram] for t in theirs)) for gram, count in mine[n].items())
+        smooth = 1 if n else 0
+        if not clipped + smooth:
+            return 0.0
+        log_precision += math.log((clipped + smooth) / (sum(mine[n].values()) + smooth)) / ORDERS
+    closest = min((len(r) for r in references), key=lambda length: (abs(length - len(words)), length))
+    return math.exp(min(0.0, 1 - closest / max(1, len(words))) + log_precision)
+
+
+@dataclass
+class SelfCritical:
+    """The objective of the second stage: several samples an image, each judged against the mean of the others.
+
+    A sample better than its siblings is made more likely, a worse one less. The mean of the others is a baseline that
+    needs no second decoding and leaves the gradient unbiased (Luo 2020, "A better variant of self-critical sequence
+    training"). Dropout is off in the policy, so that what is sampled and what is scored are the same model.
+
+    The policy is the model with its logits divided by `temperature`, in sampling and in the loss alike. After cross
+    entropy on few captions the plain distribution is flat: its samples are far worse than what beam search finds, and
+    training would go into making it sharp, and captions short. At 0.4 the samples are near those that count.
+    """
+
+    references: dict[str, list[str]]
+    samples: int = 5
+    temperature: float = 1.0
+    max_length: int = 20
+    bleu_weight: float = 0.0  # how much of sentence BLEU-4 (0 to 1) is added to CIDEr-D (0 to 10)
+    cider: CiderD = field(init=False)
+
+    def __post_init__(self):
+        self.cider = CiderD(self.references)
+
+    def reward(self, image: str, words: Sequence[str]) -> float:
+        reward = self.cider.score(image, words)
+        if self.bleu_weight:
+            reward += self.bleu_weight * sentence_bleu4(self.cider.words[image], words)
+        return reward
+
+    def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Returns the summed loss, the number of tokens it is summed over, and the mean reward."""
+        model.eval()  # no dropout; gradients still flow
+        plain = unwrapped(model)
+        groups = decode(
+            plain, batch.features, "sample",
+            samples=self.samples, max_length=self.max_length, temperature=self.temperature,
+        )  # fmt: skip
+        rewards = torch.tensor(
+            [
+                [self.reward(image, self.words(plain, sample)) for sample in group]
+                for image, group in zip(batch.images, groups, strict=True)
+            ]
+        )  # [B, S]
+        others = (rewards.sum(1, keepdim=True) - rewards) / max(1, self.samples - 1)
+        advantage = (rewards - others).flatten()  # [N]
+        rows = [sample.tokens for group in groups for sample in group]
+        labels = pad(rows, IGNORE).to(batch.features.device)  # [N, T]
+        start = [] if plain.start_id is None else [plain.start_id]
+        inputs = pad([start + tokens[:-1] for tokens in rows], plain.end_id).to(labels.device)
+        row = torch.arange(len(batch.images), device=labels.device).repeat_interleave(self.samples)
+        logits, _ = model(batch.features, inputs, row)
+        policy = torch.log_softmax(logits.float() / self.temperature, -1)  # [N, T, V]
+        log_probs = policy.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+        mask = labels != IGNORE
+        loss = -(log_probs * mask * advantage.to(labels.device)[:, None]).sum()
+        return loss, mask.sum(), {"reward": rewards.mean().item()}
+
+    @staticmethod
+    def words(model, sample) -> list[str]:
+        return normalise(model.tokenizer.decode(sample.tokens)) + ([END_WORD] if sample.finished else [])
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor | float) -> Tensor:
+    """Returns the symmetric contrastive loss of image vectors [B, E] and captions [N, E]; `owner` [N] says whose.
+
+    With one caption an image this is CLIP's loss. With several, each caption has to find its one image, and each image
+    shares its probability among its own captions: never each other's wrong answers (Khosla et al. 2020, eq. 2).
+    """
+    logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [B, N]
+    text_to_image = F.cross_entropy(logits.T, owner)
+    own = owner[None] == torch.arange(len(images), device=owner.device)[:, None]  # [B, N]
+    log_shares = logits.log_softmax(1)
+    image_to_text = -((log_shares * own).sum(1) / own.sum(1)).mean()
+    return (text_to_image + image_to_text) / 2
+
+
+def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
+
+    images: [B, E], texts: [N, E], owner: [N]. What is exactly as near as the right one stands before it half of the
+    time, so that a model which maps everything to one point scores nothing.
+    """
+    similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
+    right = similarity.gather(1, owner[:, None])  # [N, 1]
+    each = torch.arange(len(images), device=owner.device)
+    text_rank = _rank(similarity, right, owner[:, None] == each)  # [N] images before the right one
+    own = owner[None] == each[:, None]  # [B, N]
+    best = similarity.T.masked_fill(~own, -torch.inf).amax(1, keepdim=True)  # [B, 1]
+    image_rank = _rank(similarity.T, best, own)  # [B] captions before the best of its own
+    scores = {f"text-to-image R@{k}": (text_rank < k).float().mean().item() for k in at}
+    return scores | {f"image-to-text R@{k}": (image_rank < k).float().mean().item() for k in at}
+
+
+def _rank(similarity: Tensor, right: Tensor, own: Tensor) -> Tensor:
+    """Returns how many of a row come before `right`; those as near (or not a number) count half, its own never."""
+    nearer, not_farther = similarity.gt(right), similarity.lt(right).logical_not()
+    return ((nearer & ~own).sum(1) + (not_farther & ~own).sum(1)) / 2
+
+
+def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
+    """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes."""
+    dual.eval()
+    names = list(references)
+    captions = [caption for name in names for caption in references[name]]
+    owner = torch.tensor([i for i, name in enumerate(names) for _ in references[name]])
+    with torch.inference_mode():
+        images = torch.cat(
+            [_vectors(dual.image_side(inputs(names[i : i + 64]))).float() for i in range(0, len(names), 64)]
+        )
+        texts = torch.cat([dual.text_side(captions[i : i + 256]).float() for i in range(0, len(captions), 256)])
+    return recall(images.cpu(), texts.cpu(), owner)
+
+
+def _vectors(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
