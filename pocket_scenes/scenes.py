@@ -13,13 +13,12 @@ import json
 import os
 import shutil
 import tempfile
-from glob import escape
 from pathlib import Path
 from random import Random
 
 from PIL import Image
 
-from helpers.files import CaptioningError, claimed, sweep
+from helpers.files import CaptioningError
 from pocket_scenes.crew import draw_all
 from pocket_scenes.pen import OVERSAMPLE, WORLD
 from pocket_scenes.places import weather
@@ -66,11 +65,9 @@ def generate(folder: str | Path, images: int = 1500, size: int = WORLD, seed: in
     part = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent, f".{escape(folder.name)}.*.part")  # what killed runs left behind
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        with claimed(part):
-            _write(part, wanted)
-            _swap(part, folder, wanted)
+        _write(part, wanted)
+        _swap(part, folder, wanted)
     except OSError as error:
         raise CaptioningError(
             f"Cannot write Pocket Scenes to {folder}: {error.strerror or error}. Free some space or choose a folder "
