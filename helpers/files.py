@@ -1,4 +1,4 @@
-"""Files and the one error: what is written is whole or not there, what is read is checked. Imports nothing of helpers."""
+"""Files and the one error: what is written is whole or not there, what is read is checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class CaptioningError(Exception):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
-    """Returns the error for a name that no table knows, with the nearest known name as a hint. Notebook 00, section 3."""
+    """Returns the error for a name that no table knows, with the nearest known name as a hint.
+
+    Notebook 00, section 3.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -132,8 +135,8 @@ def writing(path: Path) -> Iterator[None]:
 def whole_files(folder: str | Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files take their places in `folder` when the block ends without an error.
 
-    Until all of them are whole, `folder` stays as it was. What killed processes left is removed. Notebook 08, section 3.
-    Raises CaptioningError when the disk is full or the folder cannot be written.
+    Until all of them are whole, `folder` stays as it was. What killed processes left is removed.
+    Raises CaptioningError when the disk is full or the folder cannot be written. Notebook 08, section 3.
     """
     folder = Path(folder)
     with writing(folder):
@@ -205,10 +208,10 @@ def sha256_file(path: str | Path) -> str:
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Returns the tensors of a `.pt`, `.pth`, `.bin` or `.safetensors` file by name, on the CPU. Notebook 04, section 1.
+    """Returns the tensors of a `.pt`, `.pth`, `.bin` or `.safetensors` file by name, on the CPU.
 
-    Reads a state dict, `{"state_dict": …}`, or a TorchScript archive. Raises CaptioningError when the file is missing, is something else, or
-    holds anything beyond tensors and plain containers: such a file could run a program.
+    Reads a state dict, `{"state_dict": …}`, or a TorchScript archive. Raises CaptioningError when the file is missing,
+    is something else, or holds more than tensors and plain containers: it could run a program. Notebook 04, section 1.
     """
     import torch
     from safetensors.torch import load_file

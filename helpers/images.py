@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from helpers.files import CaptioningError
 
@@ -25,18 +25,15 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", "
 # a second image with a size of its own.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 _ACCEPTED = "JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF"
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Pillow warns about odd metadata and about sizes that are refused here in any case; the answer is one message, not two.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def shown(name: object) -> str:
-    """Returns `name` fit for one line of a terminal or log: control characters and undecodable bytes are escaped."""
+    """Returns `name` fit for one line of a terminal or log: control characters and undecodable bytes are escaped.
+
+    Notebook 00, section 8.
+    """
     text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
@@ -50,6 +47,7 @@ def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> I
     converted, and more than 8 bits a channel scaled down.
     Raises CaptioningError when it is missing, not a regular file, empty, not an image, truncated, larger than
     MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before anything is decoded).
+    Notebook 00, section 8.
     """
     if isinstance(source, Image.Image):
         name = shown(getattr(source, "filename", "") or "the image")
@@ -65,6 +63,7 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
 
     Natural order puts photo2 before photo10. Nothing is opened: a path that does not exist, and a folder without
     images, stay in the list, so that `open_image` says what is wrong with them and the others go on.
+    Notebook 00, section 2.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -81,7 +80,7 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
 
 
 def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
-    """Returns a sort key by which numbers inside names compare as numbers."""
+    """Returns a sort key by which numbers inside names compare as numbers. Notebook 00, section 2."""
     pieces = re.split(r"([0-9]{1,18})", os.fspath(path))
     return [(0, int(piece), piece) if i % 2 else (1, 0, piece.lower()) for i, piece in enumerate(pieces)]
 
@@ -163,28 +162,9 @@ def _identify(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_large(name, "far more") from None
     except (Image.UnidentifiedImageError, KeyError):  # KeyError: a Pillow built without one of the formats
-        raise CaptioningError(f"{name} is not an image that can be read{_guess(data)}. Use {_ACCEPTED}.") from None
+        raise CaptioningError(f"{name} is not an image that can be read. Use {_ACCEPTED}.") from None
     except Exception as error:  # Pillow's parsers raise nearly everything on damaged headers
         raise _damaged(name, error) from error
-
-
-def _guess(data: bytes) -> str:
-    head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith((b"<svg", b"<?xml", b"<!doctype svg")) and b"<svg" in head:
-        return ": it is an SVG drawing; export it as PNG"
-    if head.startswith((b"<!doctype html", b"<html")):
-        return ": it is a web page; save the picture itself, not the page around it"
-    if head.startswith(b"%pdf"):
-        return ": it is a PDF; export the page as PNG"
-    if head.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer; run `git lfs pull`"
-    try:
-        text = data[:4096].decode("utf-8")
-    except UnicodeDecodeError as error:
-        text = data[:4096].decode("utf-8", "ignore") if error.start > len(data[:4096]) - 4 else ""
-    if text and not re.search(r"[\x00-\x08\x0e-\x1f]", text):
-        return ": it holds text"
-    return ""
 
 
 def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
@@ -202,20 +182,19 @@ def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
         image.load()
         if image.size[0] * image.size[1] > MAX_PIXELS:
             raise _too_large(name, "more")
-        turn = _TURNS.get(_orientation(image))  # after load: some formats keep it at the end, TIFF turns by itself
-        image = _to_rgb(image)
-        return image.transpose(turn) if turn is not None else image
+        return _to_rgb(_upright(image))  # after load: some formats keep the orientation at their end
     except CaptioningError:
         raise
     except Exception as error:
         raise _damaged(name, error) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def _upright(image: Image.Image) -> Image.Image:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # noqa: BLE001  broken metadata is no reason to refuse a photo that can be seen
-        return 1
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -232,23 +211,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale(image: Image.Image) -> Image.Image:
-    """Returns 16- and 32-bit grey values as 8 bits; Pillow's own conversion would cut them off at 255."""
+    """Returns grey values of 16 or 32 bits as 8 bits; Pillow's own conversion would cut them off at 255.
+
+    Cameras store 10 or 12 bits in 16: the scale is the smallest usual one that holds the brightest pixel.
+    """
     import numpy as np
 
     values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    else:
-        low, high = (float(f(values, where=np.isfinite(values), initial=0.0)) for f in (np.min, np.max))
-        high = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), high)
-        if image.mode == "I" and high == 1.0:
-            high = 255.0  # whole numbers of 0 and 1 are a very dark photo, not a fraction
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), 256):  # in strips, since as 32-bit numbers a large photo needs four times the room
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            strip = np.nan_to_num(values[top:top + 256].astype(np.float64), nan=0.0, posinf=high, neginf=low)
-        grey[top:top + 256] = np.rint((strip - low) * (255.0 / max(high - low, 1e-12))).clip(0, 255)
-    return Image.fromarray(grey)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if low >= 0:
+        tops = [1.0] if image.mode == "F" else []
+        tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
+        low, high = 0.0, next((top for top in tops if high <= top), high)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        grey = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=high, neginf=low)
+    grey = (grey - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
 
 
 def _too_large(name: str, size: str) -> CaptioningError:
