@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from helpers import caption_files as files
 from helpers.caption_files import SPLITS, Faults, Row
+from helpers.download import fetch_dataset
 from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, usable_cores
 from helpers.images import SUFFIXES, open_image, shown
 from helpers.text import normalise
@@ -224,9 +225,7 @@ def load_dataset(
     else:
         folder = Path(data_dir) if data_dir is not None else ROOT / "data" / name
         if download and name != "folder":
-            from helpers.download import fetch_dataset
-
-            folder = fetch_dataset(name, folder)
+            folder = fetch_dataset(name, folder, readers[name])
         if not folder.is_dir():
             offer = f' Call load_dataset("{name}", download=True), or see data/README.md.' if name != "folder" else ""
             raise CaptioningError(f"There is no folder {shown(folder)} with the dataset {name!r}.{offer}")

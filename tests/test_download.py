@@ -1,0 +1,342 @@
+"""Whole datasets from bad servers: what comes is checked, killed runs go on, two wait in turn, archives are not trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers import download
+from helpers.datasets import load_dataset, read_flickr8k, read_flickr30k
+from helpers.download import RemoteFile, Source, fetch_dataset, fetch_file, write_rows
+from helpers.files import CaptioningError
+from tests.bad_server import Page, serving
+from tests.small_archives import DATA, error_of, extract_to, flickr8k_zip, packed, photo
+
+ROOT = Path(__file__).parent.parent
+SHA256 = "sha256:" + hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture
+def server():
+    with serving() as server:
+        yield server
+
+
+def source(server, *names: str, **options) -> Source:
+    return Source(names[0], tuple(RemoteFile(name, server.url(f"/{name}")) for name in names), **options)
+
+
+# -- one file
+
+
+def test_a_whole_file_and_then_no_second_request(server, tmp_path):
+    server.pages["/a"] = Page(DATA)
+    for _ in range(2):
+        assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+    assert server.asked == [("/a", None)] and os.listdir(tmp_path) == ["a.zip"]
+
+
+def test_a_cut_line_is_resumed_by_range(server, tmp_path):
+    server.pages["/a"] = Page(DATA, cuts=[100_000, 50_000, 0, 0, 1], status=[503, 200])
+    assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+    ranges = [wanted for _, wanted in server.asked]
+    assert ranges == [None, None, *(f"bytes={n}-" for n in (100_000, 150_000, 150_000, 150_000, 150_001))]
+
+
+def test_a_server_without_ranges_sends_all_again(server, tmp_path):
+    server.pages["/a"] = Page(DATA, cuts=[100_000], ranges=False)
+    assert fetch_file(RemoteFile("a", server.url("/a")), tmp_path).read_bytes() == DATA
+
+
+def test_what_cannot_be_had_is_said(server, tmp_path):
+    server.pages |= {"/cut": Page(DATA, cuts=[1000] + [0] * 50), "/gone": Page(DATA, status=[404])}
+    for address, words in {server.url("/cut"): "breaks off", server.url("/gone"): "answers 404",
+                           "http://127.0.0.1:9/a": "cannot be reached", "file:///etc/passwd": "no web address"}.items():
+        assert words in error_of(fetch_file, RemoteFile(str(len(words)), address), tmp_path)
+    server.pages["/cut"].cuts = []
+    assert fetch_file(RemoteFile("10", server.url("/cut")), tmp_path).read_bytes() == DATA
+    assert server.asked[-1] == ("/cut", "bytes=1000-")
+
+
+def test_a_wrong_byte_or_another_version_is_set_aside(server, tmp_path):
+    server.pages["/a"] = Page(DATA[::-1])
+    for file, pinned in ((RemoteFile("a", server.url("/a"), SHA256), None),
+                         (RemoteFile("a", server.url("/a")), SHA256[7:]),
+                         (RemoteFile("a", server.url("/a"), "md5:" + hashlib.md5(DATA).hexdigest()), None)):
+        assert "is set aside as a.wrong" in error_of(fetch_file, file, tmp_path, pinned)
+        assert os.listdir(tmp_path) == ["a.wrong"]
+    (tmp_path / "a").write_bytes(DATA)  # by hand
+    assert fetch_file(RemoteFile("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+
+
+def test_a_full_disk_ends_with_one_message_and_keeps_the_part(server, tmp_path):
+    server.pages["/a"] = Page(DATA)
+    script = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+              "from pathlib import Path; from helpers.download import *\n"
+              "try: fetch_file(RemoteFile('a', sys.argv[1]), Path(sys.argv[2]))\n"
+              "except CaptioningError as error: print(error)")
+    done = subprocess.run([sys.executable, "-c", script, server.url("/a"), tmp_path], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)
+    assert "Cannot write" in done.stdout and "File too large" in done.stdout, done.stderr
+    assert fetch_file(RemoteFile("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+
+
+# -- whole datasets
+
+
+@pytest.mark.parametrize("outer", ["", "flickr8k/", "a/b/"])
+def test_a_dataset_is_fetched_checked_and_pinned(server, tmp_path, outer):
+    server.pages["/f.zip"] = Page(data := flickr8k_zip(outer=outer), cuts=[1000])
+    sources = [source(server, "f.zip")]
+    folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, sources, (6, 5))
+    assert sorted(os.listdir(folder)) == ["Images", "captions.txt"]
+    work = tmp_path / "flickr8k.download"
+    assert json.loads((work / "sha256.json").read_text()) == {"f.zip": hashlib.sha256(data).hexdigest()}
+    assert set(os.listdir(work)) - {".lock"} == {"sha256.json"}
+    asked = len(server.asked)
+    assert fetch_dataset("flickr8k", folder, read_flickr8k, sources, (6, 5)) == folder
+    assert len(server.asked) == asked
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    server.pages["/f.zip"] = Page(flickr8k_zip(images=7))
+    assert "is set aside" in error_of(fetch_dataset, "flickr8k", folder, read_flickr8k, sources, (6, 5))
+
+
+def test_sources_are_tried_in_turn_until_the_contents_are_right(server, tmp_path):
+    damaged = bytearray(flickr8k_zip())
+    damaged[damaged.index(photo(3)) + 200] ^= 1
+    server.pages |= {"/page.zip": Page(b"<html>Please log in</html>"), "/damaged.zip": Page(bytes(damaged)),
+                     "/few.zip": Page(flickr8k_zip(images=5)), "/four.zip": Page(flickr8k_zip(captions=4)),
+                     "/evil.zip": Page(packed({"../captions.txt": b"x"})), "/good.zip": Page(flickr8k_zip())}
+    sources = [source(server, f"{name}.zip") for name in ("none", "page", "damaged", "few", "four", "evil")]
+    message = error_of(fetch_dataset, "flickr8k", tmp_path / "flickr8k", read_flickr8k, sources, (6, 5))
+    for words in ("none.zip answers 404", "page.zip is damaged or no zip", "damaged.zip is damaged", "5 images",
+                  "4 captions", "leads out of the folder", "By hand:", server.url("/none.zip"), "data/README.md"):
+        assert words in message, words
+    assert os.listdir(tmp_path) == ["flickr8k.download"]
+    assert set(os.listdir(tmp_path / "flickr8k.download")) <= {".lock"}  # nothing that was wrong is kept
+    sources.append(source(server, "good.zip"))
+    folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, sources, (6, 5))
+    assert len(read_flickr8k(folder).images()) == 6
+
+
+def test_text_and_images_from_two_archives_and_an_optional_one_missing(server, tmp_path, capsys):
+    images = {f"Flicker8k_Dataset/{n}.jpg": photo(n) for n in range(3)}
+    text = {"Flickr8k.token.txt": "".join(f"{n}.jpg#{k}\tA dog {k} .\n" for n in range(3) for k in range(5)).encode()}
+    text |= {f"Flickr_8k.{split}Images.txt": f"{n}.jpg\n".encode() for n, split in enumerate(("train", "dev", "test"))}
+    server.pages["/i.zip"], server.pages["/t.zip"] = Page(packed(images)), Page(packed(text))
+    files = (RemoteFile("i.zip", server.url("/i.zip")), RemoteFile("t.zip", server.url("/t.zip"), into="Flickr8k_text"),
+             RemoteFile("extra.zip", server.url("/extra.zip"), optional=True))
+    folder = fetch_dataset("flickr8k", tmp_path / "f", read_flickr8k, [Source("two", files)], (3, 5))
+    assert read_flickr8k(folder).images("dev") == ["1.jpg"]
+    assert "extra.zip is left out" in capsys.readouterr().out
+
+
+def test_an_archive_in_parts(server, tmp_path):
+    captions = "image_name,comment_number,comment\n" + "".join(f"{n}.jpg,{k},A dog {k} .\n"
+                                                              for n in range(4) for k in range(5))
+    whole = packed({f"Images/{n}.jpg": photo(n) for n in range(4)} | {"captions.txt": captions.encode()})
+    third = len(whole) // 3 + 1
+    for number in range(3):
+        server.pages[f"/part{number}"] = Page(whole[number * third:(number + 1) * third])
+    karpathy = {"images": [{"filename": f"{n}.jpg", "split": split} for n, split in
+                           enumerate(("train", "train", "val", "test"))]}
+    server.pages["/k.zip"] = Page(packed({"dataset_flickr30k.json": json.dumps(karpathy).encode()}))
+    files = tuple(RemoteFile(f"part{n}", server.url(f"/part{n}")) for n in range(3))
+    extra = RemoteFile("k.zip", server.url("/k.zip"), optional=True)
+    sources = [Source("parts", (*files, extra), joined=True)]
+    folder = fetch_dataset("flickr30k", tmp_path / "f", read_flickr30k, sources, (4, 5))
+    assert [len(read_flickr30k(folder).images(split)) for split in ("train", "dev", "test")] == [2, 1, 1]
+
+
+def test_offline_says_what_to_do_by_hand_and_takes_what_was_put_there(server, tmp_path, monkeypatch):
+    nowhere = Source("nowhere", (RemoteFile("f.zip", "http://127.0.0.1:9/f.zip"),))
+    monkeypatch.setitem(download.SOURCES, "flickr8k", (nowhere,))
+    monkeypatch.setitem(download.EXPECTED, "flickr8k", (6, 5))
+    message = error_of(load_dataset, "flickr8k", tmp_path / "flickr8k", download=True)
+    assert "cannot be reached" in message and str(tmp_path / "flickr8k.download") in message
+    (tmp_path / "flickr8k.download" / "f.zip").write_bytes(flickr8k_zip())
+    assert len(load_dataset("flickr8k", tmp_path / "flickr8k", download=True).images()) == 6
+
+
+def test_too_little_room_is_said_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(download.DISK, "coco", 1e18)
+    assert "needs 1000000000.0 GB" in error_of(fetch_dataset, "coco", tmp_path / "coco", read_flickr8k)
+    assert "Did you mean 'coco'" in error_of(fetch_dataset, "cocoa", tmp_path / "coco", read_flickr8k)
+
+
+FETCH = """
+import sys
+from helpers.datasets import read_flickr8k
+from helpers.download import RemoteFile, Source, fetch_dataset
+sources = [Source("s", (RemoteFile("f.zip", sys.argv[1]),))]
+fetch_dataset("flickr8k", sys.argv[2], read_flickr8k, sources, (40, 5))
+"""
+
+
+def start_fetching(server, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", FETCH, server.url("/f.zip"), str(folder)], cwd=ROOT,
+                            env={**os.environ, "TQDM_DISABLE": "1"})
+
+
+def test_a_killed_download_goes_on_and_two_at_once_download_once(server, tmp_path):
+    server.pages["/f.zip"] = Page(flickr8k_zip(images=200), delay=0.02)
+    process = start_fetching(server, tmp_path / "flickr8k")
+    while not server.asked and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "flickr8k").exists()
+    both = [start_fetching(server, tmp_path / "flickr8k") for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(read_flickr8k(tmp_path / "flickr8k").images()) == 200
+    assert len(server.asked) == 2 and int(server.asked[1][1][6:-1]) > 0  # went on where it was killed, and once
+    assert sorted(os.listdir(tmp_path)) == ["flickr8k", "flickr8k.download"]
+
+
+def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    import huggingface_hub
+
+    rows = [{"image": {"bytes": photo(n), "path": f"{n}.jpg"}, "caption_0": f"A dog,\n {n}", "caption_1": "two"}
+            for n in range(2)]
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
+    hub = [Source("hub", repository="someone/flickr8k")]
+    folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, hub, (2, 2))
+    assert read_flickr8k(folder).references("train") == {
+        f"train_{n:05d}.jpg": [f"A dog, {n}", "two"] for n in range(2)}
+
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert "the hub: no route" in error_of(fetch_dataset, "flickr8k", tmp_path / "x", read_flickr8k, hub)
+
+
+def test_rows_of_the_hub_become_kaggles_layout(tmp_path):
+    rows = [{"image": {"bytes": photo()}, "split": "val", "filename": "../../evil.jpg", "caption": ["one", "two"]},
+            {"image": {"bytes": photo()}, "split": "test", "filename": "x", "caption": "three"}]
+    write_rows(rows, tmp_path / "a")
+    dataset = read_flickr8k(tmp_path / "a")
+    assert dataset.references("dev") == {"evil.jpg": ["one", "two"]}
+    assert dataset.references("test") == {"test_00001.jpg": ["three"]}
+    assert "row 0" in error_of(write_rows, [{"image": {"bytes": b""}, "split": "test", "caption": "x"}], tmp_path / "c")
+
+
+def test_the_registry_names_what_it_should():
+    assert set(download.SOURCES) == set(download.EXPECTED) == set(download.DISK)
+    for sources in download.SOURCES.values():
+        for file in (file for one in sources for file in one.files):
+            assert file.url.startswith(("https://", "http://images.cocodataset.org"))
+            assert file.hash is None or (file.hash.startswith("md5:") and len(file.hash) == 36)
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert all(one.name.split()[-1] in text for sources in download.SOURCES.values() for one in sources)
+
+
+# -- archives
+
+
+def tarred(member: tarfile.TarInfo | str, data: bytes = b"", mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        member = tarfile.TarInfo(member) if isinstance(member, str) else member
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def zip_link(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        member = zipfile.ZipInfo(name)
+        member.create_system = 3
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    return buffer.getvalue()
+
+
+def lying_zip() -> bytes:
+    """A zip whose directory says that 30 MB of zeros are one kilobyte."""
+    data = bytearray(packed({"a.txt": bytes(30_000_000)}, zipfile.ZIP_DEFLATED))
+    place = data.index(b"PK\x01\x02") + 24
+    data[place:place + 4] = (1000).to_bytes(4, "little")
+    return bytes(data)
+
+
+HOSTILE = {
+    "zip ..": lambda: packed({"good.txt": b"x", "../evil.txt": b"x"}),
+    "zip absolute": lambda: packed({"/tmp/evil.txt": b"x"}),
+    "zip backslash": lambda: packed({"..\\evil.txt": b"x"}),
+    "zip drive": lambda: packed({"C:\\evil.txt": b"x"}),
+    "zip bomb": lambda: packed({"a.txt": bytes(30_000_000)}, zipfile.ZIP_DEFLATED),
+    "zip liar": lying_zip,
+    "tar ..": lambda: tarred("../evil.txt", b"x"),
+    "tar absolute": lambda: tarred("/tmp/evil.txt", b"x"),
+    "tar symlink": lambda: tarred(special("l", tarfile.SYMTYPE, "/etc")),
+    "tar link": lambda: tarred(special("l", tarfile.LNKTYPE, "../a")),
+    "tar device": lambda: tarred(special("d", tarfile.CHRTYPE)),
+    "tar bomb": lambda: tarred("a", bytes(30_000_000)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_archives_are_refused_and_write_nothing_outside(tmp_path, kind):
+    message = error_of(extract_to, HOSTILE[kind](), tmp_path / "in" / "folder")
+    assert "is refused" in message or "is damaged" in message
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != "folder.archive"}
+    assert written <= {"a.txt", "a", "good.txt"} and not Path("/tmp/evil.txt").exists()
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    assert sum(path.stat().st_size for path in (tmp_path / "in").rglob("*") if path.name != "folder.archive") < 12_000_000
+
+
+def test_a_link_in_a_zip_is_a_plain_file(tmp_path):
+    extract_to(zip_link("link"), tmp_path / "z")
+    assert not (tmp_path / "z" / "link").is_symlink() and (tmp_path / "z" / "link").read_text() == "/etc/passwd"
+
+
+def test_damaged_archives_are_noticed(tmp_path):
+    good = flickr8k_zip()
+    for number, length in enumerate(range(0, len(good), len(good) // 12)):
+        assert "is damaged" in error_of(extract_to, good[:length], tmp_path / f"cut{number}")
+    packed_tar = tarred("a.txt", DATA)
+    assert "is damaged" in error_of(extract_to, packed_tar[:-2000], tmp_path / "short")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_tar_archives_are_unpacked(tmp_path, mode):
+    assert extract_to(tarred("./a/b.txt", DATA, mode), tmp_path / "t") == 1
+    assert (tmp_path / "t" / "a" / "b.txt").read_bytes() == DATA
+
+
+def test_an_error_names_the_archive(tmp_path):
+    with pytest.raises(CaptioningError, match="archive is damaged or no zip"):
+        extract_to(b"", tmp_path / "t")
