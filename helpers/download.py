@@ -48,7 +48,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get a dataset: archives (`joined`: parts of one), or a repository of the hub. Notebook 01, section 1."""
+    """One way to get a dataset: archives (`joined`: parts of one), or a repository of the hub.
+
+    Notebook 01, section 1.
+    """
 
     name: str
     files: tuple[RemoteFile, ...] = ()
@@ -93,7 +96,7 @@ def fetch_dataset(
     name: str, folder: str | os.PathLike, read: Callable, sources: Sequence[Source] | None = None,
     expected: tuple[int, int] | None = None,
 ) -> Path:
-    """Returns `folder` with the dataset `name` in it, fetched if the folder is missing or empty. Notebook 01, section 1.
+    """Returns `folder` with the dataset `name` in it, fetched if it is missing or empty. Notebook 01, section 1.
 
     Each source is tried until one gives a dataset that `read` (folder -> Dataset) accepts with at least `expected` =
     (images, captions an image). The folder appears whole or not at all; of two processes the second waits.
@@ -155,7 +158,7 @@ def _from_source(source: Source, folder: Path, work: Path, read: Callable, expec
                 _unpack(path, part / file.into)
             counts = read(part).table.groupby("image").size()
             if len(counts) < expected[0] or counts.min() < expected[1]:
-                raise CaptioningError(f"what was downloaded has {len(counts):,} images, with {counts.min()} captions or "
+                raise CaptioningError(f"what was downloaded has {len(counts):,} images with {counts.min()} captions or "
                                       f"more; {expected[0]:,} with {expected[1]} were expected")
             write_json(work / "sha256.json", pins | {f.name: sha256_file(path) for f, path in archives.items()})
             if folder.is_dir():
@@ -244,7 +247,7 @@ def fetch_file(file: RemoteFile, folder: Path, pinned: str | None = None) -> Pat
             found = hashlib.file_digest(content, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
         if found != digest:
             path.replace(path.with_name(path.name + ".wrong"))
-            raise CaptioningError(f"{path} has the wrong {algorithm} ({found} instead of {digest}), and is set aside as "
+            raise CaptioningError(f"{path} has the wrong {algorithm} ({found} instead of {digest}). It is set aside as "
                                   f"{path.name}.wrong. Try again; if the change is wanted, delete sha256.json.")
     return path
 
