@@ -1,38 +1,43 @@
 """Captions over HTTP: `python serve.py`, then `curl -F images=@photo.jpg http://127.0.0.1:8000/caption`.
 
-Answers with what `generate_caption.py --json` prints, as a list. Listens on this machine alone unless --host says
-otherwise: there is no login, so put a proxy that has one in front before others may reach it.
+Answers with what `generate_caption.py --json` prints, as a list; /docs describes it. Listens on this machine alone
+unless --host says otherwise: there is no login and no limit to what is sent, so put a proxy in front that has both
+before others may reach it.
 """
 
 import argparse
-import asyncio
+import io
 import sys
+import threading
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
-from helpers.captioner import Caption
+from helpers.captioner import Captioner
 from helpers.decoding import CLASH, OPTIONS, clash, decoding_options
 from helpers.files import CaptioningError, pick_device
 from helpers.images import shown
-from helpers.web_desk import Busy, Desk, Photo
-from helpers.web_guard import Guard, describe
-from helpers.web_limits import LIMITS, Limits
 
-AT_ONCE = 8  # requests whose photos are in memory; others wait, with what they sent on disk
+PHOTOS = 20  # a request
+PHOTO_BYTES = 25_000_000
 CONNECTIONS = 128
-FIELDS = ("images", "model", *OPTIONS, "seed")
+FIELDS = ("images", *OPTIONS, "seed")
 SAID = {
     200: {"description": "One entry a photo, in order. A photo that cannot be captioned has `error` and no caption."},
     413: {"description": "Too many photos, or too large."},
-    422: {"description": "No photo could be captioned (then one entry each), or a field is wrong (then `error`)."},
-    503: {"description": "Too many photos are waiting."},
-    504: {"description": "Out of time."},
+    422: {"description": "No photo could be captioned (then one entry each), or a field is wrong (then `detail`)."},
 }
+
+
+class Upload(io.BytesIO):
+    """The bytes of a file with the name that its sender gave it."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self.name = shown(name) or "the photo"
 
 
 def field(name: str, most: float):
@@ -41,33 +46,18 @@ def field(name: str, most: float):
     option = OPTIONS[name]
     low = {"gt" if option.above else "ge": option.low}
     finite = {"allow_inf_nan": False} if option.kind is float else {}
-    text = option.text[0].upper() + option.text[1:] + "."
-    return Annotated[option.kind | None, Form(**low, le=min(option.high, most), **finite, description=text)]
+    return Annotated[option.kind | None, Form(**low, le=min(option.high, most), **finite, description=option.text)]
 
 
-def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
-    """Returns the service, ready for any ASGI server. The captioners of `desk` are loaded when first asked for."""
-
-    @asynccontextmanager
-    async def life(app: FastAPI):
-        app.state.room = asyncio.Semaphore(AT_ONCE)
-        yield
-
-    app = FastAPI(
-        title="Image captioning",
-        version="1.0.0",
-        description="Photos in, captions out: `POST /caption`.",
-        docs_url=None,  # FastAPI's own pages fetch their scripts from elsewhere
-        redoc_url=None,
-        lifespan=life,
-    )
-    app.add_middleware(Guard, limits=limits)
+def make_app(captioner: Captioner) -> FastAPI:
+    """Returns the service, ready for any ASGI server. Requests are captioned one after the other."""
+    app = FastAPI(title="Image captioning", version="1.0.0", description="Photos in, captions out: `POST /caption`.")
+    lock = threading.Lock()
 
     @app.post("/caption", responses=SAID, summary="Write a caption for each photo")
     async def caption(
         request: Request,
-        images: Annotated[list[UploadFile], File(description=f"One to {limits.photos} photos.")],
-        model: Annotated[str | None, Form(description="A captioner; /healthz lists them.")] = None,
+        images: Annotated[list[UploadFile], File(description=f"One to {PHOTOS} photos.")],
         beam_size: field("beam_size", 20) = None,
         top_p: field("top_p", 1) = None,
         top_k: field("top_k", 100_000) = None,
@@ -82,64 +72,30 @@ def make_app(desk: Desk, limits: Limits = LIMITS) -> FastAPI:
         max_length: field("max_length", 60) = None,
         seed: Annotated[int | None, Form(ge=0, le=2**63 - 1, description="Makes sampling repeatable.")] = None,
     ) -> list[dict]:
+        given = {name: value for name, value in locals().items() if name in FIELDS[1:]}
         if unknown := {*(await request.form())} - {*FIELDS}:
             raise HTTPException(422, f"Unknown field {shown(min(unknown))!r}. Known: {', '.join(FIELDS)}.")
-        if len(images) > limits.photos:
-            raise HTTPException(413, f"{len(images)} photos; send at most {limits.photos} a request.")
-        given = {name: value for name, value in locals().items() if name in FIELDS[2:]}
+        if len(images) > PHOTOS:
+            raise HTTPException(413, f"{len(images)} photos; send at most {PHOTOS} a request.")
         if clash(given):
             raise HTTPException(422, CLASH)
-        model = desk.known(model)
-        async with app.state.room:
-            results = await asyncio.gather(*(one(image, model) for image in images))
-        good = [result for result in results if isinstance(result, Photo)]
-        made = iter(())
-        if good:
-            made = iter(await asyncio.wrap_future(desk.submit(good, model, **decoding_options(given))))
-        entries = [(next(made) if isinstance(result, Photo) else result).as_dict() for result in results]
+        if any((image.size or 0) > PHOTO_BYTES for image in images):
+            raise HTTPException(413, f"A photo is larger than {PHOTO_BYTES // 10**6} MB. Send a smaller copy.")
+        photos = [Upload(await image.read(), image.filename or "") for image in images]
+        try:
+            entries = await run_in_threadpool(answers, photos, decoding_options(given))
+        except CaptioningError as error:  # of the options, since what is wrong with a photo stands in its entry
+            raise HTTPException(422, str(error)) from error
+        good = any("error" not in entry for entry in entries)
         return JSONResponse(entries, status_code=200 if good else 422)
 
-    async def one(image: UploadFile, model: str) -> Photo | Caption:
-        """Opens a photo; where that fails, the answer that stands for its caption."""
-        name = shown(image.filename or "the photo")
-        try:
-            if (image.size or 0) > limits.photo_bytes:
-                raise CaptioningError(f"{name} is larger than {limits.photo_bytes // 10**6} MB. Send a smaller copy.")
-            return await asyncio.wrap_future(desk.open(await image.read(), name, model))
-        except CaptioningError as error:
-            return Caption(name, None, None, model, error=str(error))
+    def answers(photos: list[Upload], options: dict) -> list[dict]:
+        with lock:
+            return [entry.as_dict() for entry in captioner.caption(photos, **options)]
 
-    @app.get("/healthz", summary="Whether it is well, and which captioners there are")
-    async def healthz() -> dict:
-        state = {"status": "ok" if desk.alive else "failed", "models": desk.names, "default": desk.default}
-        counts = {"waiting": desk.waiting, "captions": desk.captions, "batches": desk.batches}
-        return JSONResponse(state | counts, status_code=200 if desk.alive else 503)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
-        return HTMLResponse(describe(app.openapi(), limits), headers={"Content-Security-Policy": policy})
-
-    @app.get("/", include_in_schema=False)
-    async def front() -> RedirectResponse:
-        return RedirectResponse("docs")
-
-    @app.exception_handler(CaptioningError)
-    async def refused(request: Request, error: CaptioningError) -> JSONResponse:
-        if isinstance(error, Busy):
-            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "2"})
-        return JSONResponse({"error": str(error)}, 422)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}" for e in error.errors()]
-        return JSONResponse({"error": shown("; ".join(problems))}, 422)
-
-    async def declined(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-    for which in (HTTPException, 400, 404, 405):  # the numbers: those that Starlette, below FastAPI, raises itself
-        app.add_exception_handler(which, declined)
+    @app.get("/health", summary="Whether it is well, and which captioner it has")
+    async def health() -> dict:
+        return {"status": "ok", "model": captioner.name}
 
     return app
 
@@ -149,27 +105,26 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="Caption photos over HTTP.")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     p.add_argument("--port", type=int, default=8000, help="default: 8000")
-    p.add_argument("--checkpoint", action="append", default=[], metavar="FOLDER", help="a captioner of your own")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/ (default: the best one)")
+    which.add_argument("--checkpoint", metavar="FOLDER", help="a captioner of your own")
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    p.add_argument("--seconds", type=float, default=LIMITS.seconds, help="time a request may take (default: 30)")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Loads the default captioner and serves until interrupted. Returns the exit status, 2 when it cannot start."""
+    """Loads the captioner and serves until interrupted. Returns the exit status, 2 when it cannot start."""
     import uvicorn
 
     arguments = parser().parse_args(argv)
-    limits = Limits(seconds=arguments.seconds)
     try:
-        desk = Desk(arguments.checkpoint, pick_device(arguments.device), limits=limits)
-        desk.captioner()
+        captioner = Captioner.load(arguments.checkpoint or arguments.model, pick_device(arguments.device))
     except CaptioningError as error:
         print(f"serve.py: error: {error}", file=sys.stderr)
         return 2
     print(f"Captions at http://{arguments.host}:{arguments.port}/caption, described at /docs.", flush=True)
     uvicorn.run(
-        make_app(desk, limits), host=arguments.host, port=arguments.port, log_level="warning", server_header=False,
+        make_app(captioner), host=arguments.host, port=arguments.port, log_level="warning", server_header=False,
         limit_concurrency=CONNECTIONS, timeout_keep_alive=10, timeout_graceful_shutdown=10,
     )  # fmt: skip
     return 0

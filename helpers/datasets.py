@@ -20,7 +20,7 @@ from tqdm import tqdm
 from helpers import caption_files as files
 from helpers.caption_files import SPLITS, Faults, Row
 from helpers.download import fetch_dataset
-from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, usable_cores
+from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, usable_cores, writing
 from helpers.images import SUFFIXES, open_image, shown
 from helpers.text import normalise
 
@@ -239,7 +239,11 @@ def _pocket(data_dir: str | os.PathLike | None, **options) -> Dataset:
     named = "".join(f"-{name}{value}" for name, value in sorted(options.items()))
     folder = Path(data_dir) if data_dir is not None else cache_dir() / f"pocket{named}"
     if options or data_dir is None or not (folder / "captions.txt").is_file():
-        scenes.generate(folder, **options)  # does nothing when the same set is there already
+        try:
+            with writing(folder):
+                scenes.generate(folder, **options)  # does nothing when the same set is there already
+        except ValueError as error:
+            raise CaptioningError(str(error)) from error
     return read_flickr8k(folder, name="pocket")
 
 

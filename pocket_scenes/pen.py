@@ -120,19 +120,9 @@ class Pen:
         self.chain([(x, y, width / 2) for x, y in points], fill)
 
 
-@cache
-def _steeper(gain: int) -> list[int]:
-    return [min(255, value * gain) for value in range(256)]
-
-
-@cache
-def _softer(strength: int) -> list[int]:
-    return [(255 - value) * strength // 255 for value in range(256)]
-
-
 def sprite(
-    canvas: Image.Image, paint: Callable[[Pen], None], at: Point, scale: float = 1.0, flip: bool = False,
-    turn: float = 0, outline: bool = True, soft: float = 1.0, floor: float | None = None,
+    canvas: Image.Image, paint: Callable[[Pen], None], at: Point, scale: float, flip: bool, turn: float,
+    floor: float | None,
 ) -> Box:  # fmt: skip
     """Paints a figure on the canvas with a soft outline and light from the upper left; returns its box in pixels.
 
@@ -150,18 +140,17 @@ def sprite(
     layer = layer.crop(wide)
     mask = layer.getchannel("A")
     layer = layer.convert("RGB")  # Pillow mixes colours into it several times faster than beside an alpha channel
-    if outline:
-        canvas.paste(INK, wide, mask.filter(ImageFilter.BoxBlur(1)).point(_steeper(3)))
-    if soft:
-        # A blurred silhouette, shifted: dark where it is missing on the lower right, bright on the upper left.
-        small = mask.reduce(3)
-        reach = max(1, round(2.2 * scale * unit / 3))
-        blurred = small.filter(ImageFilter.BoxBlur(reach)).filter(ImageFilter.BoxBlur(reach))
-        for colour, shift, strength in (((52, 34, 82), -reach, 105), ((255, 246, 220), reach, 100)):
-            moved = Image.new("L", blurred.size)
-            moved.paste(blurred, (shift, shift))
-            fringe = moved.resize(mask.size, Image.Resampling.BILINEAR).point(_softer(round(strength * soft)))
-            layer.paste(colour, (0, 0), ImageChops.multiply(fringe, mask))
+    canvas.paste(INK, wide, mask.filter(ImageFilter.BoxBlur(1)).point([min(255, value * 3) for value in range(256)]))
+    # A blurred silhouette, shifted: dark where it is missing on the lower right, bright on the upper left.
+    small = mask.reduce(3)
+    reach = max(1, round(2.2 * scale * unit / 3))
+    blurred = small.filter(ImageFilter.BoxBlur(reach)).filter(ImageFilter.BoxBlur(reach))
+    for colour, shift, strength in (((52, 34, 82), -reach, 105), ((255, 246, 220), reach, 100)):
+        moved = Image.new("L", blurred.size)
+        moved.paste(blurred, (shift, shift))
+        softer = [(255 - value) * strength // 255 for value in range(256)]
+        fringe = moved.resize(mask.size, Image.Resampling.BILINEAR).point(softer)
+        layer.paste(colour, (0, 0), ImageChops.multiply(fringe, mask))
     canvas.paste(layer, wide, mask)
     return box
 
@@ -173,16 +162,12 @@ def shrink(mask: Image.Image, width: int, height: int) -> Image.Image:
     return mask.resize((width, height), Image.Resampling.BILINEAR)
 
 
-@cache
-def _disc(strength: int) -> Image.Image:
-    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
-    return Image.radial_gradient("L").point([round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away])
-
-
 @lru_cache(maxsize=64)
 def glow(width: int, height: int, strength: int) -> Image.Image:
     """Returns a soft round mask, 0 at its rim and `strength` in its middle."""
-    return shrink(_disc(strength), max(1, width), max(1, height))
+    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
+    disc = Image.radial_gradient("L").point([round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away])
+    return shrink(disc, max(1, width), max(1, height))
 
 
 def shine(canvas: Image.Image, x: float, y: float, rx: float, ry: float, colour: Colour, strength: int) -> None:

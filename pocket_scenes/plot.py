@@ -8,7 +8,7 @@ from PIL import Image
 
 from pocket_scenes.animals import animal, bird
 from pocket_scenes.cast import ACTS, AHEAD, FAR, HUES, POSE_OF, PROPS, SIZE, STRETCH, TREES, companions, neighbours
-from pocket_scenes.pen import COLOURS, INK, OVERSAMPLE, WORLD, Box, Pen, Point, shine, sprite
+from pocket_scenes.pen import COLOURS, INK, OVERSAMPLE, WORLD, Pen, Point, shine, sprite
 from pocket_scenes.people import HAIRS, PEOPLE, POSES, SKINS, TROUSERS, person
 from pocket_scenes.places import INDOORS, SHADOW, paint
 from pocket_scenes.things import THINGS
@@ -49,7 +49,6 @@ class Scene:
             a, b = (next(o["box"] for o in self.objects if o["group"] == relation[k]) for k in ("subject", "object"))
             relation["side"] = "left" if a[0] + a[2] < b[0] + b[2] else "right"
 
-    # --- who and what ----------------------------------------------------------------------------------------------
     def group(self, kind: str, action: str = "", count: int = 1, shape: str = "") -> int:
         """Adds what a caption speaks of as one, and returns its index."""
         rng, hues = self.rng, HUES.get(kind, ("",))
@@ -75,7 +74,6 @@ class Scene:
         seated = group["kind"] in PEOPLE and action == "sit"
         return 2 * count * scale * half * (1.5 if seated else STRETCH.get(action, 1.0))
 
-    # --- drawing ---------------------------------------------------------------------------------------------------
     def put(self, index: int, x: float, y: float, factor: float = 1.0, pose: str = "", flip: bool | None = None,
             shadow: bool = True, floor: float | None = None, turn: float = 0) -> Point:  # fmt: skip
         """Draws one of a group with its shadow, notes its box, and returns where its far hand is."""
@@ -113,16 +111,12 @@ class Scene:
             else:
                 animal(pen, kind, group["colour"], {"chase": "run", "": "stand"}.get(action, action))
 
-        self.note(index, sprite(self.canvas, draw, (x, y - lift), scale, flip, turn, floor=floor))
+        left, top, right, bottom = sprite(self.canvas, draw, (x, y - lift), scale, flip, turn, floor)
+        box = [left // OVERSAMPLE, top // OVERSAMPLE, -(-right // OVERSAMPLE), -(-bottom // OVERSAMPLE)]
+        self.objects.append({"kind": kind, "colour": group["colour"], "action": action, "group": index, "box": box})
         if not hand:
             return (x, y)
         return (x + hand[0][0] * scale * (-1 if flip else 1), y - lift + hand[0][1] * scale)
-
-    def note(self, index: int, box: Box) -> None:
-        group, k = self.groups[index], OVERSAMPLE
-        inside = [box[0] // k, box[1] // k, -(-box[2] // k), -(-box[3] // k)]
-        known = {key: group[key] for key in ("kind", "colour", "action")}
-        self.objects.append({**known, "group": index, "box": inside})
 
     def thread(self, a: Point, b: Point, sag: float) -> None:
         """Draws a string that hangs a little."""
@@ -144,7 +138,6 @@ class Scene:
     def tree(self) -> str:
         return TREES.get(self.place, self.rng.choice(("", "", "pine")))
 
-    # --- layouts ---------------------------------------------------------------------------------------------------
     def crowd(self) -> None:
         """One to three of a kind that do the same."""
         rng = self.rng

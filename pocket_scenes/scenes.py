@@ -12,14 +12,12 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from random import Random
 
+from filelock import FileLock
 from PIL import Image
 
-from helpers.files import CaptioningError
-from pocket_scenes.crew import draw_all
 from pocket_scenes.pen import OVERSAMPLE, WORLD
 from pocket_scenes.places import weather
 from pocket_scenes.plot import Scene
@@ -27,7 +25,6 @@ from pocket_scenes.words import captions
 
 VERSION = 5  # raised with every change of a picture or a caption, so that an older cached set is made again
 MARKER = "pocket.json"
-SPLITS = {"train": "Flickr_8k.trainImages.txt", "dev": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 
 
 def draw_scene(seed: int | str | Random, size: int = WORLD) -> tuple[Image.Image, list[str], dict]:
@@ -51,30 +48,26 @@ def generate(folder: str | Path, images: int = 1500, size: int = WORLD, seed: in
 
     `Images/`, `captions.txt` (CSV image,caption), Flickr_8k.{train,dev,test}Images.txt (8 : 1 : 1), `facts.jsonl` (one
     object a line: image and what draw_scene calls facts), and a marker that names the parameters. The folder appears
-    whole or not at all, and stays as it is when it was made with the same parameters. Raises CaptioningError when the
-    folder holds something else or cannot be written.
+    whole or not at all, and stays as it is when it was made with the same parameters. Raises ValueError when the folder
+    holds something else or the numbers make no sense, OSError when it cannot be written.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "images": images, "size": size, "seed": seed}
     if not (3 <= images <= 99999 and 32 <= size <= 1024):
-        raise CaptioningError(f"Pocket Scenes has 3 to 99,999 images of 32 to 1,024 pixels, not {images} of {size}.")
-    if _made(folder) == wanted:
-        return folder
+        raise ValueError(f"Pocket Scenes has 3 to 99,999 images of 32 to 1,024 pixels, not {images} of {size}.")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and _made(folder) is None)):
-        raise CaptioningError(f"{folder} holds something that is not Pocket Scenes. Name an empty or a new folder.")
-    part = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        _write(part, wanted)
-        _swap(part, folder, wanted)
-    except OSError as error:
-        raise CaptioningError(
-            f"Cannot write Pocket Scenes to {folder}: {error.strerror or error}. Free some space or choose a folder "
-            "that can be written."
-        ) from error
-    finally:
-        if part is not None:
+        raise ValueError(f"{folder} holds something that is not Pocket Scenes. Name an empty or a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if _made(folder) == wanted:
+            return folder
+        shutil.rmtree(part, ignore_errors=True)  # of a killed run
+        try:
+            _write(part, wanted)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
+        finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
 
@@ -90,41 +83,23 @@ def _made(folder: Path) -> dict | None:
 
 def _write(part: Path, wanted: dict) -> None:
     """Draws the pictures into `part` and writes the lists beside them; the marker comes last."""
-    count = wanted["images"]
-    (part / "Images").mkdir()
-    os.chmod(part, 0o755)  # mkdtemp makes it private
-    names = [f"scene_{wanted['seed']}_{number:05d}.jpg" for number in range(count)]
-    held = max(1, count // 10)
+    count, seed = wanted["images"], wanted["seed"]
+    (part / "Images").mkdir(parents=True)
+    names = [f"scene_{seed}_{number:05d}.jpg" for number in range(count)]
     with (
         open(part / "captions.txt", "w", encoding="utf-8", newline="") as text,
         open(part / "facts.jsonl", "w", encoding="utf-8") as truth,
     ):
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(("image", "caption"))
-        for name, (jpeg, sentences, facts) in zip(names, draw_all(wanted["seed"], count, wanted["size"]), strict=True):
-            (part / "Images" / name).write_bytes(jpeg)
+        for number, name in enumerate(names):
+            picture, sentences, facts = draw_scene(f"{seed}/{number}", wanted["size"])
+            picture.save(part / "Images" / name, "JPEG", quality=92, subsampling=0, optimize=False)
             rows.writerows((name, sentence) for sentence in sentences)
             truth.write(json.dumps({"image": name, **facts}) + "\n")
+    held = max(1, count // 10)
     ends = {"train": (0, count - 2 * held), "dev": (count - 2 * held, count - held), "test": (count - held, count)}
     for split, (start, end) in ends.items():
-        (part / SPLITS[split]).write_text("".join(f"{name}\n" for name in names[start:end]), encoding="utf-8")
+        lines = "".join(f"{name}\n" for name in names[start:end])
+        (part / f"Flickr_8k.{split}Images.txt").write_text(lines, encoding="utf-8")
     (part / MARKER).write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-
-
-def _swap(part: Path, folder: Path, wanted: dict) -> None:
-    """Gives the finished set its name. When another process was first with the same set, theirs stays."""
-    for _ in range(20):
-        if _made(folder) == wanted:
-            return
-        try:
-            if folder.exists():
-                with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as old:
-                    os.replace(folder, Path(old) / "old")
-                    os.rename(part, folder)
-            else:
-                os.rename(part, folder)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-    raise OSError("another process keeps writing another set there")

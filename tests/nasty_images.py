@@ -147,7 +147,7 @@ def bad_files() -> dict[str, bytes]:
 
 
 def make_corpus(folder: Path) -> dict[Path, str]:
-    """Writes the corpus, more than 300 files, into `folder`; returns path -> "image", "error" or "either"."""
+    """Writes the corpus, some 80 files, into `folder`; returns path -> "image", "error" or "either"."""
     folder.mkdir(parents=True, exist_ok=True)
     expected: dict[Path, str] = {}
 
@@ -164,14 +164,12 @@ def make_corpus(folder: Path) -> dict[Path, str]:
              "gif": encode(noise(12, 12, "L"), "GIF"), "webp": encode(noise(20, 20), "WEBP"),
              "bmp": encode(noise(10, 10), "BMP"), "tif": encode(noise(10, 10), "TIFF")}
     for suffix, data in small.items():
-        for length in range(10, len(data) - 10, 10):
-            put(f"cut_at_{length:04d}.{suffix}", data[:length], "either" if length > len(data) / 2 else "error")
+        put(f"cut.{suffix}", data[: len(data) // 3], "error")
+        broken = bytearray(data)
         generator = random.Random(suffix)
-        for number in range(15):
-            broken = bytearray(data)
-            for _ in range(4):
-                broken[generator.randrange(len(broken))] = generator.randrange(256)
-            put(f"altered_{number:02d}.{suffix}", bytes(broken), "either")
+        for _ in range(4):
+            broken[generator.randrange(len(broken))] = generator.randrange(256)
+        put(f"altered.{suffix}", bytes(broken), "either")
     put("line\nbreak.jpg", small["jpg"], "image")
     put("tab\tand \x1b[31mcolour.jpg", small["jpg"], "image")
     put("café 写真 🐕.jpg", small["jpg"], "image")

@@ -169,7 +169,7 @@ def test_sources_of_every_kind(tmp_path):
     ("declares_thread.png", "no side may be longer than 65,535"),
     ("bomb.png", "9000 x 9000 pixels"), ("many_passes.jpg", "too many passes"), ("directory.jpg", "is a folder"),
     ("fifo.jpg", "not a regular file"), ("loop.jpg", "symbolic links"), ("dangling.jpg", "There is no file"),
-    ("no_such_file.jpg", "There is no file"), ("cut_at_0300.jpg", "cannot be decoded"),
+    ("no_such_file.jpg", "There is no file"), ("cut.jpg", "cannot be decoded"),
 ])
 def test_messages_name_the_file_and_the_fault(corpus, name, words):
     path = next(path for path in corpus if path.name == name)

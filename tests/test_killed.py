@@ -29,7 +29,8 @@ def killed_runs(
 
     def clear() -> None:
         for path in folder.parent.glob(f"*{folder.name}*"):
-            shutil.rmtree(path)
+            if path.is_dir():  # a lock is a file, and stays
+                shutil.rmtree(path)
 
     for number in range(AT_RANDOM + AMID):
         while True:
