@@ -9,7 +9,7 @@ SYSTEM_PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 py
 	&& { echo $$name; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run test lint lab app serve clean
+.PHONY: help environment run test lint lab app serve site clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ app: environment  ## open the web page; a captioner of your own: make app CHECKP
 
 serve: environment  ## serve captions over HTTP on 127.0.0.1:8000; CHECKPOINT=folder as above
 	@$(PYTHON) serve.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(SERVE_OPTIONS)
+
+site: build/site-env/.ready  ## make the course's web pages in build/site, from stored outputs
+	@build/site-env/bin/sphinx-build -q -W --keep-going -c site . build/site
+	@echo "Open build/site/index.html"
+
+build/site-env/.ready: requirements-site.txt
+	@$(SYSTEM_PYTHON) -m venv --clear build/site-env
+	@build/site-env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
+	@touch $@
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build
