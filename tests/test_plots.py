@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import IPython.display
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import plots
-from helpers import plots as model_plots
 
 
 def texts(figure: Figure) -> str:
@@ -49,41 +49,23 @@ def test_large_photos_are_stored_small() -> None:
     assert max(image.get_array().shape[0] for axes in figure.axes for image in axes.images) <= 1000
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0%"), (0.123, "12%"), (0.05, "5.0%"), (0.0002, "1 in 5,000"), (1.234e-6, "1 in 810,000")]
-)
-def test_probabilities_in_words(value: float, text: str) -> None:
-    assert plots._percent(value) == text
+def test_a_caption_with_dollars_is_drawn_as_typed() -> None:
+    with mpl.rc_context():
+        plots.use_style()
+        figure = plots.photo_grid([photo()], ["from 5$ to 10$ a_day"])
+        figure.canvas.draw()
+    (text,) = figure.axes[0].texts
+    assert text.get_text() == "from 5$ to 10$ a_day" and not text.get_parse_math()
 
 
-def test_candidates_and_words() -> None:
-    figure = plots.candidates(photo(), ["a cat", "a dog"], [0.4, 0.1])
-    assert [bar.get_width() for bar in figure.axes[1].patches] == [0.4, 0.1]
-    assert "a cat" in texts(figure) and "40%" in texts(figure)
+def test_words_have_bars_and_lengths_have_lines() -> None:
     bars = plots.word_bars(["a", "dog"], [0.9, 0.2]).axes[0]
     assert [bar.get_height() for bar in bars.patches] == [0.9, 0.2]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["a", "dog"]
-
-
-def test_dataset_charts_have_labels_and_the_data() -> None:
     lengths = pd.DataFrame([("train", 2, 3), ("train", 4, 1), ("dev", 3, 2)], columns=["split", "words", "captions"])
     axes = plots.length_histogram(lengths).axes[0]
     assert dict(zip(*axes.lines[0].get_data(), strict=True))[2] == 0.75 and sum(axes.lines[0].get_ydata()) == 1
-    growth = pd.DataFrame({"captions": [0, 10], "vocabulary": [0, 7], "vocabulary_4": [0, 2]})
-    lines = plots.vocabulary_growth(growth).axes[0].lines
-    assert [line.get_ydata()[-1] for line in lines] == [7, 2]
-    curve = plots.zipf({"text": [1, 5, 2]}).axes[0]
-    assert curve.lines[0].get_ydata() == pytest.approx([0.625, 0.25, 0.125]) and curve.get_xscale() == "log"
-    for panel in (axes, curve):
-        assert panel.get_xlabel() and panel.get_ylabel() and panel.get_legend()
-
-
-def test_dots_are_coloured_by_split() -> None:
-    rows = [("a", "x", "train"), ("a", "y", "dev"), ("b", "z", "train")]
-    table = pd.DataFrame(rows, columns=["image", "caption", "split"])
-    axes = plots.split_dots({"wrong": table}, images=1).axes[0]
-    places = {dots.get_label(): dots.get_offsets().tolist() for dots in axes.collections}
-    assert places == {"train": [[0, 1]], "dev": [[0, 2]], "test": []}
+    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
 
 
 def test_tokens_and_scores() -> None:
@@ -96,17 +78,10 @@ def test_tokens_and_scores() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["BLEU-4"] and len(axes.patches) == 2
 
 
-def test_pairs_stand_side_by_side() -> None:
-    figure = plots.pair_grid([(photo("red"), photo("blue", (30, 80)), "same")])
-    pixels = figure.axes[0].images[0].get_array()
-    assert pixels[5, 5].tolist() == [255, 0, 0] and pixels[5, -5].tolist() == [0, 0, 255] and "same" in texts(figure)
-
-
 @pytest.mark.parametrize("kind", ["image/jpeg", "image/png"])
 def test_show_stores_a_small_picture_and_its_words(monkeypatch, kind: str) -> None:
     seen = {}
     monkeypatch.setattr(IPython.display, "display", lambda data, **options: seen.update(data=data, **options))
-    plots.use_style()
     figure = plots.photo_grid([photo()]) if kind == "image/jpeg" else plots.word_bars(["a"], [0.5])
     plots.show(figure, "A red photo.")
     assert set(seen["data"]) == {kind, "text/plain"} and "A red photo." in seen["data"]["text/plain"]
@@ -117,23 +92,33 @@ def test_show_stores_a_small_picture_and_its_words(monkeypatch, kind: str) -> No
 
 def test_light_falls_where_the_weights_are() -> None:
     white, weights = photo("white", (90, 90)), np.array([0.1, 0.1, 0.1, 0.7])
-    from_zero = np.asarray(model_plots.lit(white, weights, brightest=0.7))
-    stretched = np.asarray(model_plots.lit(white, weights, brightest=0.7, darkest=0.1))
+    from_zero = np.asarray(plots.lit(white, weights, brightest=0.7))
+    stretched = np.asarray(plots.lit(white, weights, brightest=0.7, darkest=0.1))
     assert from_zero[-1, -1].min() >= 250 and stretched[-1, -1].min() >= 250
     assert 63 <= stretched[0, 0].max() <= 66  # a quarter of the light is left
     assert 80 <= from_zero[0, 0].max() <= 95  # and a seventh of the way up
-    even = np.asarray(model_plots.lit(white, np.full(4, 0.25), brightest=0.25, darkest=0.25))
+    even = np.asarray(plots.lit(white, np.full(4, 0.25), brightest=0.25, darkest=0.25))
     assert even.min() == even.max()
 
 
-def test_words_stand_above_what_was_looked_at_with_the_range_of_their_weights() -> None:
-    attention = np.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]])
-    figure = model_plots.attention_words(photo("white"), ["dog", "runs"], attention, notes=["gate 0.5", "gate 0.9"])
-    first, dog, runs = [axes.get_title() for axes in figure.axes][:3]
-    assert first == "the photo\neven: 0.250"
-    assert dog == "dog\n0.100 to 0.400\ngate 0.5" and runs == "runs\n0.250 to 0.250\ngate 0.9"
-    picture = np.asarray(figure.axes[1].images[0].get_array())
-    assert picture[-1, -1, 0] > 250 > 70 > picture[0, 0, 0]
+def test_training_has_a_colour_a_run_and_a_line_between_stages() -> None:
+    rows = [{"stage": 1, "train_loss": 3.0, "dev_loss": 4.0, "BLEU-4": 0.1, "CIDEr": 0.2},
+            {"stage": 2, "train_loss": 9.0, "reward": 0.5, "dev_loss": 2.0, "CIDEr": 0.4}]  # fmt: skip
+    left, right = plots.training_curves({"one": rows, "two": rows[:1]}).axes
+    assert left.lines[1].get_label() == "one dev" and list(left.lines[1].get_ydata()) == [4.0, 2.0]
+    assert left.lines[0].get_ydata()[0] == 3.0 and np.isnan(left.lines[0].get_ydata()[1])  # a reward is no loss
+    assert list(right.lines[1].get_xdata()) == [1, 2] and list(right.lines[1].get_ydata()) == [0.2, 0.4]
+    assert list(left.lines[2].get_xdata()) == [1.5, 1.5] and left.lines[3].get_color() != left.lines[0].get_color()
+    alone = plots.training_curves(rows).axes[0]
+    assert alone.lines[0].get_label() == "train"
+
+
+def test_captions_stand_beside_the_photo_epoch_by_epoch() -> None:
+    figure = plots.captions_by_epoch([photo(), photo("blue")], [["a", "b"], ["a dog .", ""]], ["before", "after"])
+    first, second = figure.axes[1], figure.axes[3]
+    assert [text.get_text() for text in first.texts] == ["before", "a", "after", "a dog\N{NO-BREAK SPACE}."]
+    assert second.texts[3].get_text() == "(nothing)"
+    assert second.texts[0].get_alpha() < second.texts[2].get_alpha() == 1
 
 
 def test_many_bars_have_small_numbers() -> None:

@@ -20,7 +20,6 @@ from helpers.features import cache_features
 from helpers.files import CHECKPOINTS, CaptioningError
 from helpers.pretraining import crop, tune
 from helpers.text import Vocabulary
-from helpers.zero_shot import class_vectors, classify, search
 
 CAPTIONS = ["a dog runs on the grass", "two red boats", "a child with a ball in front of a house"]
 OPTIONS = {"version": 0, "size": 64, "joint": 32, "heads": 4, "width": 16, "layers": 1}
@@ -191,37 +190,6 @@ def test_fine_tuning_on_a_dataset(folder, scenes, train_trunk, tmp_path) -> None
         assert any(same)  # the first half of the trunk is never trained
     again = load_encoder(f"pocket-clip:{tmp_path / 'run' / 'model'}")
     assert F.cosine_similarity(again.encode_text(CAPTIONS), encoder.encode_text(CAPTIONS)).min() > 0.999
-
-
-# --- Zero-shot and search
-
-
-class Words:
-    """An encoder whose texts are one-hot by their last word."""
-
-    logit_scale = 10.0
-    known = ("dog", "cat", "boat")
-
-    def encode_text(self, captions):
-        return torch.eye(3)[[self.known.index(caption.rstrip(".").split()[-1]) for caption in captions]]
-
-
-def test_zero_shot_classes_are_a_softmax_of_cosines() -> None:
-    probabilities = classify(Words(), torch.eye(3) * 5, ["a dog", "a cat", "a boat"])
-    assert torch.allclose(probabilities, (10 * torch.eye(3)).softmax(1))
-    assert torch.allclose(class_vectors(Words(), ["a cat"], ["one {}.", "two {}"]), torch.eye(3)[1:2])
-    for classes, templates in (([], ["{}"]), (["a dog"], ["no braces"]), (["a dog"], [])):
-        with pytest.raises(CaptioningError, match="at least one class"):
-            classify(Words(), torch.eye(3), classes, templates)
-
-
-def test_search_finds_the_nearest_first() -> None:
-    torch.manual_seed(0)
-    vectors = torch.randn(20, 8)
-    cosines, rows = search(3 * vectors[[4, 7]], vectors, k=3)
-    assert rows[:, 0].tolist() == [4, 7] and torch.allclose(cosines[:, 0], torch.ones(2))
-    assert (cosines.diff(dim=1) <= 0).all()
-    assert search(vectors[:1], vectors[:2], k=5)[1].shape == (1, 2)
 
 
 # --- The shipped checkpoint
