@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from helpers.files import CaptioningError, atomic_write, unknown_name
+from helpers.images import open_image
 from helpers.metrics import score_images
+from helpers.plots import photo_grid
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -77,8 +77,6 @@ def browser_figure(groups: Mapping[str, Sequence[dict]], images: Mapping[str, An
 
     images: name -> path, PIL image or pixels. Raises CaptioningError on a group that is not there.
     """
-    from helpers.plots import photo_grid
-
     if group not in groups:
         raise unknown_name("group", group, groups)
     texts = [
@@ -131,13 +129,11 @@ def _card(photo: dict, source: Any, pixels: int) -> str:
 
 
 def _picture(photo: dict, source: Any, pixels: int) -> str:
-    from helpers.plots import as_picture
-
     name = html.escape(photo["image"])
     if source is None:
         return f"<p>{name} is missing.</p>"
     try:
-        picture = as_picture(np.asarray(source) if hasattr(source, "numpy") else source)
+        picture = open_image(source)
     except CaptioningError as error:
         return f"<p>{html.escape(str(error))}</p>"
     picture = picture.copy()

@@ -29,7 +29,7 @@ WIDTH = 9.0  # inches, of every figure that has no reason to be narrower
 DPI = 100
 TEXT = 9.0  # points, of captions below photos
 SIDE = 224  # pixels a side at which a photo with a map over it is drawn
-Photo = Image.Image | str | Path | np.ndarray
+Photo = Image.Image | str | Path
 
 
 def use_style() -> None:
@@ -68,19 +68,6 @@ def show(figure: Figure, alt: str) -> None:
     display(data, metadata={kind: {"alt": alt}}, raw=True)
 
 
-def as_picture(photo: Photo) -> Image.Image:
-    """Returns a photo as a PIL image: a path, a PIL image, or uint8 pixels [3, S, S] or [S, S, 3].
-
-    Raises CaptioningError on a file that is no photo. Notebook 01, section 8.
-    """
-    if isinstance(photo, (str, Path)):
-        return open_image(photo)
-    if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
-    pixels = np.asarray(photo)
-    return Image.fromarray(pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 else pixels)
-
-
 def photo_grid(
     photos: Sequence[Photo], captions: Sequence[str | Sequence[str]] = (), columns: int = 4, width: float = WIDTH
 ) -> Figure:
@@ -88,7 +75,7 @@ def photo_grid(
 
     width: of the figure, in inches; its height follows from the photos. Notebook 00, section 2.
     """
-    pictures = [as_picture(photo) for photo in photos]
+    pictures = [open_image(photo) for photo in photos]
     columns = min(columns, len(pictures))
     gap, line = 0.15, TEXT * 1.35 / 72  # inches, as all lengths here
     cell = (width - gap * (columns - 1)) / columns
@@ -217,7 +204,7 @@ def captions_by_epoch(
     figure = Figure(figsize=(WIDTH, len(photos) * max(1.75, 0.3 * len(captions))))
     panels = figure.subplots(len(photos), 2, width_ratios=(1.7, WIDTH - 1.7), squeeze=False)
     for i, (left, right) in enumerate(panels):
-        left.imshow(as_picture(photos[i]).resize((SIDE, SIDE)))
+        left.imshow(open_image(photos[i]).resize((SIDE, SIDE)))
         for number, (label, said) in enumerate(zip(labels, captions, strict=True)):
             shade = 0.35 + 0.65 * (number + 1) / len(captions)
             style = {"size": TEXT, "va": "center", "alpha": shade}
@@ -239,7 +226,7 @@ def lit(photo: Photo, weights: np.ndarray, brightest: float, darkest: float = 0.
     light = (np.asarray(weights, dtype=np.float32) - darkest) / max(brightest - darkest, 1e-9)
     smooth = Image.fromarray(light.clip(0, 1).reshape(side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     mask = 0.25 + 0.75 * np.asarray(smooth).clip(0, 1)[..., None]  # [S, S, 1]
-    picture = np.asarray(as_picture(photo).resize((SIDE, SIDE)), dtype=np.float32)  # [S, S, 3]
+    picture = np.asarray(open_image(photo).resize((SIDE, SIDE)), dtype=np.float32)  # [S, S, 3]
     return Image.fromarray((picture * mask).astype(np.uint8))
 
 

@@ -29,7 +29,7 @@ def photo(colour: str = "red", size: tuple[int, int] = (60, 40)) -> Image.Image:
 def test_a_grid_shows_every_photo_with_its_caption(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     photo().save(path)
-    photos = [path, str(path), photo(size=(30, 300)), np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)]
+    photos = [path, str(path), photo(size=(30, 300)), photo(), photo()]
     captions = ["a red photo " * 6, ["one", "two"], "", "four", "five"]
     figure = plots.photo_grid(photos, captions, columns=3)
     assert len(figure.axes) == 5 and all(len(axes.images) == 1 for axes in figure.axes)
