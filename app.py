@@ -28,7 +28,7 @@ PHOTOS = 20  # captioned at a time
 THUMB = 640  # pixels of the longer side of the copy that is shown
 SIDE = 208  # pixels of a small square picture; shown at half of it, sharp on a phone
 DRAWS = 5  # captions drawn for each photo when sampling
-INTRODUCTION = "Drop or choose photos, or click samples. Who runs this page forgets them when you close it."
+INTRODUCTION = "Drop or choose photos, or click samples. They are forgotten when you close the page."
 ABOUT = "Code, training and the meaning of every setting are in the course's notebooks."
 
 

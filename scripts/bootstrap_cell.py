@@ -1,8 +1,8 @@
 """The first cell of every notebook, and the badge above it: `python scripts/bootstrap_cell.py [NOTEBOOK ...]`.
 
 Writes both into the named notebooks (default: all), so that a new release or another home is one change here. A test
-compares every notebook with this file. In a source for build_notebook.py, write BADGE on a line of the first text cell
-and BOOTSTRAP as the first code cell: both are filled in.
+compares every notebook with this file. In a new notebook, write BADGE on a line of the first text cell and BOOTSTRAP
+as the first code cell: both are filled in.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pathlib import Path
 
 COURSE, RELEASE = "{COURSE}", "{RELEASE}"
 places = [Path.cwd(), *Path.cwd().parents, Path.cwd() / Path(COURSE).name]
-root = next((place for place in places if (place / "helpers" / "bootstrap.py").is_file()), None)
+root = next((place for place in places if (place / "course.py").is_file()), None)
 if root is None:
     root, source = places[-1], os.environ.get("CAPTIONING_COURSE", COURSE)
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={{RELEASE}}", source, root], check=True)
 os.chdir(root)
 sys.path[:0] = [] if str(root) in sys.path else [str(root)]
-from helpers import bootstrap
+import course
 
-installed = bootstrap.prepare()  # names what Colab lacked; empty everywhere else'''
+installed = course.prepare()  # names what Colab lacked; empty everywhere else'''
 
-_FIRST_LINE = CELL.split("\n", 1)[0]
+FIRST_LINE = CELL.split("\n", 1)[0]  # also of earlier releases
 _BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)|^BADGE$", re.M)
 
 
@@ -50,40 +50,26 @@ def badge(path: Path) -> str:
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 
 
-def is_bootstrap(source: str) -> bool:
-    """Returns whether this is the source of a bootstrap cell, of this or an earlier release."""
-    return source.startswith(_FIRST_LINE)
-
-
 def stamp(book: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
     """Returns the notebook with this release's cell and badge. Raises ValueError when it has no place for either."""
     cell = next((cell for cell in book.cells if cell.cell_type == "code"), None)
-    if cell is None or not (is_bootstrap(cell.source) or cell.source.strip() == "BOOTSTRAP"):
+    if cell is None or not (cell.source.startswith(FIRST_LINE) or cell.source.strip() == "BOOTSTRAP"):
         raise ValueError(f"{path}: the first code cell is not the bootstrap cell")
-    cell.source = CELL
-    first = book.cells[0]
-    if first.cell_type != "markdown" or not _BADGE.search(first.source):
+    if not _BADGE.search(book.cells[0].source):
         raise ValueError(f"{path}: the first cell has no Colab badge; write a line BADGE below the title")
-    first.source = _BADGE.sub(lambda _: badge(path), first.source)
+    cell.source = CELL
+    book.cells[0].source = _BADGE.sub(lambda _: badge(path), book.cells[0].source)
     return book
 
 
-def main(arguments: list[str]) -> int:
-    """Rewrites the notebooks whose cell or badge is another. Returns 1 when one has no place for them."""
-    status = 0
+def main(arguments: list[str]) -> None:
     for path in [Path(argument) for argument in arguments] or find_notebooks(solutions=True):
         text = path.read_text(encoding="utf-8")
-        try:
-            new = nbformat.writes(stamp(nbformat.reads(text, as_version=4), path)) + "\n"
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            status = 1
-            continue
+        new = nbformat.writes(stamp(nbformat.reads(text, as_version=4), path)) + "\n"
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"{path}: rewritten")
-    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

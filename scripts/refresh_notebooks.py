@@ -1,18 +1,18 @@
-"""Executes notebooks in place, ready to commit: `python scripts/refresh_notebooks.py [NOTEBOOK ...]` (default: all).
+"""Executes notebooks in place, ready to commit: `python scripts/refresh_notebooks.py [--check] [NOTEBOOK ...]`.
 
 Outputs are stored, and whatever differs from run to run is stripped, so that running again gives a small diff.
-A notebook in which a cell fails is left as it was. Exit status 1 when one failed or breaks a rule of the tests.
+A notebook in which a cell fails is left as it was. With --check nothing is executed: only the rules of the tests are
+looked at. Exit status 1 when a notebook failed or breaks a rule.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 
-from notebook_tools import MIN_COMPARED, clean, execute, faults, find_notebooks
+from notebook_tools import clean, execute, faults, find_notebooks
 
 
 def refresh(path: Path) -> list[str]:
@@ -23,22 +23,18 @@ def refresh(path: Path) -> list[str]:
     temporary = path.with_suffix(".ipynb.part")
     nbformat.write(clean(book), temporary)
     temporary.replace(path)
-    return faults(path, 0 if path.parent.name == "solutions" else MIN_COMPARED)
+    return faults(path)
 
 
 def main(arguments: list[str]) -> int:
-    """Refreshes the named notebooks, or all. Returns the exit status."""
-    paths = [Path(argument) for argument in arguments] or find_notebooks(solutions=True)
-    failed = 0
-    for path in paths:
-        begin = time.time()
-        print(f"{path} …", flush=True)
-        problems = refresh(path)
-        print(f"  {time.time() - begin:.0f} s, {path.stat().st_size / 1000:.0f} kB")
-        for problem in problems:
-            print(f"  {problem}")
-        failed += bool(problems)
-    return 1 if failed else 0
+    """Refreshes or checks the named notebooks, or all. Returns the exit status."""
+    check = "--check" in arguments
+    failed = False
+    for path in [Path(name) for name in arguments if name != "--check"] or find_notebooks(solutions=True):
+        for problem in (faults if check else refresh)(path):
+            print(f"{path.name}: {problem}", flush=True)
+            failed = True
+    return int(failed)
 
 
 if __name__ == "__main__":

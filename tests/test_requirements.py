@@ -18,9 +18,11 @@ COLAB = {
     "torch": "2.11", "torchvision": "0.26", "transformers": "5.15", "numpy": "2.1", "nltk": "3.9.1",
     "ipywidgets": "7.7",
 }  # fmt: skip
-OURS = {"helpers", "scripts", "tests", "app", "serve", "generate_caption"}
+OURS = {
+    "helpers", "pocket_scenes", "ranking", "configs", "scripts", "tests", "app", "course", "serve", "generate_caption",
+}  # fmt: skip
 # Used when present, and said so in a message when not.
-OPTIONAL = {"pillow_heif", "kagglehub", "google", "datasets", "atheris"}
+OPTIONAL = {"pillow_heif", "kagglehub", "google", "datasets"}
 
 
 def lines(root: Path) -> list[str]:
@@ -78,7 +80,7 @@ def modules_of(tree: ast.AST) -> set[str]:
 def imported(root: Path) -> set[str]:
     """Returns every top-level module that a Python file or a notebook of the repository imports."""
     found = set()
-    for folder in (".", "helpers", "scripts", "tests", "benchmarks"):
+    for folder in (".", "helpers", "pocket_scenes", "ranking", "configs/cluster", "scripts", "tests", "benchmarks"):
         for path in (root / folder).glob("*.py"):
             found |= modules_of(ast.parse(path.read_text(encoding="utf-8")))
     for path in root.glob("notebooks/**/*.ipynb"):
@@ -93,7 +95,8 @@ def imported(root: Path) -> set[str]:
 def test_what_the_code_imports_is_required(root: Path, requirements) -> None:
     """Only what is asked for is sure to be there: a dependency's dependency may go with its next version."""
     known = importlib.metadata.packages_distributions()
-    local = OURS | {path.stem for folder in ("scripts", "tests", "benchmarks") for path in (root / folder).glob("*.py")}
+    folders = ("scripts", "tests", "benchmarks", "configs/cluster")
+    local = OURS | {path.stem for folder in folders for path in (root / folder).glob("*.py")}
     missing = []
     for module in sorted(imported(root) - set(sys.stdlib_module_names) - local - OPTIONAL):
         owners = {name.lower().replace("_", "-") for name in known.get(module, [])}
