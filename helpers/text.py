@@ -1,6 +1,6 @@
-"""Captions as numbers: word tokens, the vocabulary, padding.
+"""Captions as numbers: words, the vocabulary, padding, batches.
 
-Shapes: N captions, T tokens, V vocabulary.
+Shapes: B images, N captions, T tokens, R regions, D feature width, V vocabulary, H hidden width.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,28 +24,46 @@ IGNORE = -100  # the label of a position that is not scored; PyTorch's cross_ent
 PAD, START, END, UNKNOWN = range(4)
 ORDERS = 4  # n-grams of one to four words, as BLEU and CIDEr count them
 SPECIALS = ["<pad>", "<start>", "<end>", "<unk>"]
-_APOSTROPHES = str.maketrans("", "", "'’`´")
-_NOT_WORD = re.compile(r"[^\w]+|_")
+_INSIDE = str.maketrans("", "", "'’`´\u200c\u200d")  # apostrophes, and the joiners of Persian and Hindi
+# Vowel signs and accents, which Python's \w lacks; not the variation selectors that colour an emoji
+_MARKS = "".join(chr(code) for code in range(0x300, 0x20000)
+                 if unicodedata.category(chr(code))[0] == "M" and not 0xFE00 <= code <= 0xFE0F)
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai ... Chinese
+SEGMENT = "Put blanks between the words first (pythainlp, jieba), or train a ClipCap, whose tokeniser needs none."
 
 
 def ngrams(words: Sequence[str]) -> list[Counter]:
-    """Returns how often each n-gram occurs, a Counter for each order."""
+    """Returns how often each n-gram occurs, a Counter for each order. Notebook 07, section 2."""
     return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
 
 
 def normalise(caption: str) -> list[str]:
     """Returns the words of a caption: lower case, compatibility characters unified, punctuation dropped.
 
-    "A man's well-worn hat ." becomes `["a", "mans", "well", "worn", "hat"]`. Letters of any script are kept.
+    "A man's well-worn hat ." becomes `["a", "mans", "well", "worn", "hat"]`. Letters of any script are kept, with their
+    vowel signs and accents; decomposed accents equal composed ones. Notebook 01, section 6.
     """
-    text = unicodedata.normalize("NFKC", caption).lower().translate(_APOSTROPHES)
-    return _NOT_WORD.sub(" ", text).split()
+    text = unicodedata.normalize("NFKC", caption).lower().translate(_INSIDE)
+    return _WORD.findall(unicodedata.normalize("NFKC", text))  # again: a letter may now stand beside its accent
+
+
+def without_blanks(captions: Iterable[str]) -> str:
+    """Returns a warning if most captions are of a script without blanks (Thai, Chinese) and about one word; else "".
+
+    Each caption would be one word of the vocabulary, seen once. Notebook 08, section 6.
+    """
+    words = [found for found in map(normalise, captions) if found]
+    long = [found for found in words if _NO_BLANKS.search(found[0]) and sum(map(len, found)) / len(found) >= 5]
+    if len(long) * 2 <= len(words):
+        return ""
+    return f"{len(long):,} of {len(words):,} captions have no blanks between their words. {SEGMENT}"
 
 
 class Vocabulary:
     """The words a model knows, each with a number. Numbers 0 to 3 are `<pad>`, `<start>`, `<end>` and `<unk>`.
 
-    Serves as the `tokenizer` of the CNN-LSTMs: `encode(str) -> ids` and `decode(ids) -> str`.
+    Serves as the `tokenizer` of the CNN-LSTMs: `encode(str) -> ids` and `decode(ids) -> str`. Notebook 01, section 6.
     """
 
     pad_id, start_id, end_id, unknown_id = PAD, START, END, UNKNOWN
@@ -59,16 +78,23 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 4) -> Vocabulary:
-        """Returns the vocabulary of words seen at least `min_count` times, most frequent first.
+        """Returns the vocabulary of words seen at least `min_count` times, most frequent first; warns if that is few.
 
         Give it training captions alone: a word counted on the test split has leaked from it.
+        Raises CaptioningError when no word is as frequent.
         """
+        captions = list(captions)
         counts = Counter(word for caption in captions for word in normalise(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
+        advice = without_blanks(captions)
         if not kept:
             raise CaptioningError(
-                f"No word occurs {min_count} times in these captions; lower min_count or add captions."
+                f"No word occurs {min_count} times in these captions; lower min_count or add captions. {advice}".strip()
             )
+        known = sum(counts[word] for word in kept) / counts.total()
+        if advice or known < 0.5:
+            advice = advice or "Lower min_count or add captions."
+            warnings.warn(f"{1 - known:.0%} of the words in these captions become <unk>. {advice}", stacklevel=2)
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
     def __len__(self) -> int:
@@ -77,9 +103,9 @@ class Vocabulary:
     def __contains__(self, word: str) -> bool:
         return word in self.index
 
-    def encode(self, caption: str, max_words: int | None = None) -> list[int]:
+    def encode(self, caption: str) -> list[int]:
         """Returns the numbers of a caption's words, without start and end; an unknown word becomes `<unk>`."""
-        return [self.index.get(word, UNKNOWN) for word in normalise(caption)[:max_words]]
+        return [self.index.get(word, UNKNOWN) for word in normalise(caption)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the words of `ids` joined by blanks, up to the first `<end>`; padding and start are left out."""
@@ -93,7 +119,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes the words as JSON."""
-        write_json(path, {"words": self.words[len(SPECIALS) :]})
+        write_json(path, {"words": self.words[len(SPECIALS):]})
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -106,32 +132,32 @@ class Vocabulary:
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.LongTensor:
-    """Returns the sequences as one [N, T] tensor, T the longest, filled up at the end with `value`."""
+    """Returns the sequences as one [N, T] tensor, T the longest, filled with `value`. Notebook 01, section 7."""
     length = max((len(sequence) for sequence in sequences), default=0)
-    out = torch.full((len(sequences), length), value, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        out[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
-    return out
+    filled = [list(sequence) + [value] * (length - len(sequence)) for sequence in sequences]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(sequences), length)
 
 
 def teacher_forcing_batch(
-    encoded: Sequence[Sequence[int]], start_id: int | None, end_id: int, pad_id: int = PAD
+    encoded: Sequence[Sequence[int]], start_id: int | None, end_id: int
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """Returns inputs and labels, both [N, T]: what the model reads at each position and what it should say next.
 
-    A caption `w1 w2` is read as `<start> w1 w2` and should be continued as `w1 w2 <end>`: the end is a label like any
-    other, or decoding would never stop. Padding is `pad_id` in the inputs and IGNORE in the labels, so that no real
-    token's number is ever skipped. With `start_id=None` (a prefix precedes the caption and its last output predicts
-    `w1`) the inputs are `w1 w2` and the labels still `w1 w2 <end>`, one longer.
+    A caption `w1 w2` is read as `<start> w1 w2` and continued as `w1 w2 <end>`: the end is a label like any other, or
+    decoding would never stop. Padding is PAD in the inputs and IGNORE in the labels, so that no real token is skipped.
+    With `start_id=None` (a prefix stands before the caption, and its last output predicts `w1`) the inputs are `w1 w2`
+    and the labels still `w1 w2 <end>`, one longer. Notebook 01, section 7.
     """
     start = [] if start_id is None else [start_id]
-    inputs = pad([start + list(ids) for ids in encoded], pad_id)
+    inputs = pad([start + list(ids) for ids in encoded], PAD)
     labels = pad([list(ids) + [end_id] for ids in encoded], IGNORE)
     return inputs, labels
 
 
 @dataclass
 class Batch:
+    """Images and their captions as numbers. Notebook 01, section 9."""
+
     images: list[str]
     features: Tensor  # [B, R, D] float32
     row: Tensor  # [N] which image each caption describes
@@ -141,35 +167,29 @@ class Batch:
     length: float | None = None  # tokens a caption in the global batch, where this is a part of one
 
     def to(self, device: torch.device | str) -> Batch:
+        """Returns the batch on a device."""
         moved = [value.to(device) for value in (self.features, self.row, self.inputs, self.labels)]
         return Batch(self.images, *moved, self.share, self.length)
 
     @property
     def tokens(self) -> int:
+        """How many labels are asked for."""
         return int((self.labels != IGNORE).sum())
 
 
 class CaptionBatches:
-    """Batches of one split. Epoch `e` of seed `s` is the same on every machine and after every restart."""
+    """Batches of one split. Epoch `e` of seed `s` is the same on every machine and after every restart.
+
+    `views`: one or more Features of the same images (plain, mirrored); each batch uses one at random. `process`: (number
+    of this process, number of processes); each gets its slice of every batch. Raises CaptioningError when captions and
+    features share no image, or a batch has fewer images than there are processes. Notebook 01, section 9.
+    """
 
     def __init__(
-        self,
-        references: dict[str, list[str]],
-        views: Sequence,
-        tokenizer,
-        *,
-        start_id: int | None,
-        end_id: int,
-        images_per_batch: int = 32,
-        captions_per_image: int = 5,
-        max_tokens: int = 30,
-        seed: int = 0,
+        self, references: dict[str, list[str]], views: Sequence, tokenizer, *, start_id: int | None, end_id: int,
+        images_per_batch: int = 32, captions_per_image: int = 5, max_tokens: int = 30, seed: int = 0,
         process: tuple[int, int] = (0, 1),
     ):
-        """`views`: one or more Features of the same images (plain, mirrored); each batch uses one at random.
-
-        `process`: (number of this process, number of processes); each gets its slice of every batch.
-        """
         self.images = [image for image in references if all(image in view for view in views)]
         if not self.images:
             raise CaptioningError(
@@ -182,17 +202,13 @@ class CaptionBatches:
     def __len__(self) -> int:
         return max(1, len(self.images) // self.size)
 
-    def features(self, images: Sequence[str], view: int = 0) -> Tensor:
-        """Returns features [B, R, D]; one vector an image becomes a grid of one region."""
-        values = self.views[view][images]
-        return values[:, None] if values.ndim == 2 else values
-
     def make(self, images: Sequence[str], captions: Sequence[Sequence[Sequence[int]]], view: int = 0) -> Batch:
         """Returns the batch of these images with these encoded captions."""
-        flat = [caption for group in captions for caption in group]
+        features = self.views[view][images]
+        features = features[:, None] if features.ndim == 2 else features  # one vector is a grid of one region
         row = torch.tensor([i for i, group in enumerate(captions) for _ in group])
-        inputs, labels = teacher_forcing_batch(flat, self.start_id, self.end_id)
-        return Batch(list(images), self.features(images, view), row, inputs, labels)
+        flat = [caption for group in captions for caption in group]
+        return Batch(list(images), features, row, *teacher_forcing_batch(flat, self.start_id, self.end_id))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields shuffled training batches; the last incomplete one is dropped unless it is the only one."""
@@ -205,15 +221,15 @@ class CaptionBatches:
                 "counts the images of all processes together, higher."
             )
         for start in range(0, len(self) * self.size, self.size):
-            images = order[start : start + self.size]
+            images = order[start:start + self.size]
             captions = [chance.sample(c, min(self.captions, len(c))) for c in (self.encoded[image] for image in images)]
             view = chance.randrange(len(self.views))
             mine = slice(number, None, processes)
             batch = self.make(images[mine], captions[mine], view)
-            total = sum(len(caption) + 1 for group in captions for caption in group)
             if processes > 1:
-                batch.share = batch.tokens * processes / total
-                batch.length = total / sum(len(group) for group in captions)
+                lengths = [len(caption) + 1 for group in captions for caption in group]
+                batch.share = batch.tokens * processes / sum(lengths)
+                batch.length = sum(lengths) / len(lengths)
             yield batch
 
     def in_order(self) -> Iterator[Batch]:
@@ -222,7 +238,7 @@ class CaptionBatches:
         mine = self.images[number::processes]
         every = [len(caption) + 1 for image in self.images for caption in self.encoded[image]]
         for start in range(0, len(mine), self.size):
-            images = mine[start : start + self.size]
+            images = mine[start:start + self.size]
             batch = self.make(images, [self.encoded[image] for image in images])
             batch.length = sum(every) / len(every)  # so that the loss is the same however the images are shared
             yield batch
@@ -232,5 +248,6 @@ def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """Returns logits [..., V] of hidden [..., H] in fp32, whatever precision the model runs in.
 
     Rounded to the 8 bits of bf16, words of close chances would have the same logit, and a search would take another.
+    Notebook 02, section 4.
     """
     return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())

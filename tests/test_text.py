@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from helpers.files import CaptioningError
-from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, pad, teacher_forcing_batch
+from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, pad, teacher_forcing_batch, without_blanks
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,14 @@ from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise
         ("the ﬁrst ball №5", ["the", "first", "ball", "no5"]),
         ("snake_case & 3.5", ["snake", "case", "3", "5"]),
         ("قطة سوداء", ["قطة", "سوداء"]),
+        ("एक काली बिल्ली सोती है।", ["एक", "काली", "बिल्ली", "सोती", "है"]),  # vowel signs belong to their word
+        ("একটি কালো বিড়াল", ["একটি", "কালো", "বিড়াল"]),
+        ("ஒரு கருப்பு நாய்", ["ஒரு", "கருப்பு", "நாய்"]),
+        ("แมวดำ นั่ง", ["แมวดํา", "นั่ง"]),  # NFKC writes the vowel am as two
+        ("قِطَّةٌ سَوْدَاءُ", ["قِطَّةٌ", "سَوْدَاءُ"]),
+        ("क्\u200dष می\u200cدود", ["क्ष", "میدود"]),  # joiners are no letters
+        ("cafe\u0301 Zoe\u0308", ["café", "zoë"]),  # decomposed, as macOS writes it
+        ("I ❤\ufe0f 1\ufe0f\u20e3 dog", ["i", "1", "dog"]),
         ("... !", []),
         ("", []),
     ],
@@ -47,7 +55,25 @@ def test_rare_and_unseen_words_are_unknown() -> None:
     words = Vocabulary.build(["a dog", "a dog", "a cat"], min_count=2)
     assert len(words) == 6 and "dog" in words and "cat" not in words
     assert words.encode("A dog, a cat, a zebra") == [4, 5, 4, UNKNOWN, 4, UNKNOWN]
-    assert words.encode("a dog a dog", max_words=3) == [4, 5, 4]
+
+
+@pytest.mark.parametrize("captions", [["แมวดำนั่งบนเก้าอี้", "สุนัขวิ่งบนหญ้า"], ["一只黑狗在草地上奔跑。", "两个人骑着马"]])
+def test_text_without_blanks_is_warned_of(captions: list[str]) -> None:
+    assert "2 of 2 captions have no blanks" in without_blanks(captions)
+    with pytest.warns(UserWarning, match="0% of the words.*no blanks.*jieba"):
+        Vocabulary.build(captions, min_count=1)
+    with pytest.raises(CaptioningError, match="No word occurs 4 times.*pythainlp"):
+        Vocabulary.build(captions)
+
+
+@pytest.mark.parametrize("captions", [["A black dog runs"], ["elephants"], ["一只 黑狗 在 草地 上 奔跑"], ["..."], []])
+def test_text_with_blanks_is_not(captions: list[str]) -> None:
+    assert without_blanks(captions) == ""
+
+
+def test_mostly_unknown_words_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="67% of the words.*Lower min_count"):
+        Vocabulary.build(["a dog ran", "a cat sat"], min_count=2)
 
 
 def test_decode_stops_at_the_end_and_skips_padding() -> None:
@@ -106,8 +132,8 @@ def test_teacher_forcing_shifts_by_one_and_asks_for_the_end() -> None:
 
 
 def test_behind_a_prefix_the_labels_are_one_longer() -> None:
-    inputs, labels = teacher_forcing_batch([[7, 8], [9]], None, END, pad_id=50)
-    assert inputs.tolist() == [[7, 8], [9, 50]]
+    inputs, labels = teacher_forcing_batch([[7, 8], [9]], None, END)
+    assert inputs.tolist() == [[7, 8], [9, PAD]]
     assert labels.tolist() == [[7, 8, END], [9, END, IGNORE]]
 
 
