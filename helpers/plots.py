@@ -50,8 +50,7 @@ def use_style() -> None:
 def show(figure: Figure, alt: str) -> None:
     """Displays a figure in a notebook with `alt`, the sentence that stands for it where it cannot be seen.
 
-    Photos are stored as JPEG and charts as PNG of at most 256 colours, so that a notebook stays small.
-    Notebook 00, section 1.
+    Photos are stored as JPEG, charts as PNG of 256 colours: a notebook stays small. Notebook 00, section 1.
     """
     from IPython.display import display
 
@@ -114,10 +113,7 @@ def word_bars(words: Sequence[str], probabilities: Sequence[float]) -> Figure:
 
 
 def length_histogram(lengths: pd.DataFrame) -> Figure:
-    """Returns the share of captions by number of words, a line a split.
-
-    lengths: columns split, words, captions (their number). Notebook 01, section 5.
-    """
+    """Returns a line a split. lengths: columns split, words, captions (how many). Notebook 01, section 5."""
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.subplots()
     for split, rows in lengths.groupby("split", sort=False):
@@ -151,10 +147,7 @@ def token_grid(tables: Mapping[str, Sequence[Sequence[str]]]) -> Figure:
 
 
 def score_bars(scores: pd.DataFrame, label: str = "{:.2f}") -> Figure:
-    """Returns grouped bars of scores as fractions: a group a column of the table, a colour a row.
-
-    label: the format of the value above each bar. Notebook 02, section 11.
-    """
+    """Returns bars: a group a column, a colour a row, values written by the format `label`. Notebook 02, section 11."""
     scores = scores.dropna(axis="columns", how="all").astype(float)
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = scores.T.plot.bar(ax=figure.subplots(), width=0.8, rot=0, xlabel="metric", ylabel="score")
