@@ -189,12 +189,12 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
 def captions_by_epoch(
     photos: Sequence[Photo], captions: Sequence[Sequence[str]], labels: Sequence[str] | None = None
 ) -> Figure:
-    """Returns photos, each beside what a model said of it after every epoch; the newest darkest.
+    """Returns photos, each beside what a model said of it after every epoch, a line each; the newest darkest.
 
     captions: [E] lists of a caption a photo. labels: names of the times, "epoch 1" … without. Notebook 02, section 9.
     """
     labels = labels or [f"epoch {number}" for number in range(1, len(captions) + 1)]
-    figure = Figure(figsize=(WIDTH, len(photos) * max(1.75, 0.3 * len(captions))))
+    figure = Figure(figsize=(WIDTH, len(photos) * max(1.75, 0.19 * len(captions))))
     panels = figure.subplots(len(photos), 2, width_ratios=(1.7, WIDTH - 1.7), squeeze=False)
     for i, (left, right) in enumerate(panels):
         left.imshow(open_image(photos[i]).resize((SIDE, SIDE)))
@@ -202,7 +202,7 @@ def captions_by_epoch(
             shade = 0.35 + 0.65 * (number + 1) / len(captions)
             style = {"size": TEXT, "va": "center", "alpha": shade}
             right.text(0.0, number + 0.5, label, color=COLOURS["blue"], **style)
-            right.text(0.13, number + 0.5, _wrap(said[i], 86) or "(nothing)", color=COLOURS["ink"], **style)
+            right.text(0.13, number + 0.5, textwrap.shorten(said[i], 86, placeholder=" …") or "(nothing)", color=COLOURS["ink"], **style)
         right.set(ylim=(len(captions), 0), xlim=(0, 1))
         left.axis("off")
         right.axis("off")
