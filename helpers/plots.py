@@ -202,7 +202,8 @@ def captions_by_epoch(
             shade = 0.35 + 0.65 * (number + 1) / len(captions)
             style = {"size": TEXT, "va": "center", "alpha": shade}
             right.text(0.0, number + 0.5, label, color=COLOURS["blue"], **style)
-            right.text(0.13, number + 0.5, textwrap.shorten(said[i], 86, placeholder=" …") or "(nothing)", color=COLOURS["ink"], **style)
+            text = textwrap.shorten(said[i], 86, placeholder=" …") or "(nothing)"
+            right.text(0.13, number + 0.5, text, color=COLOURS["ink"], **style)
         right.set(ylim=(len(captions), 0), xlim=(0, 1))
         left.axis("off")
         right.axis("off")
