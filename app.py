@@ -19,8 +19,8 @@ import pandas as pd
 import streamlit as st
 from PIL import Image, ImageOps
 
+from generate_caption import decoding_options
 from helpers.captioner import Caption, Captioner, available
-from helpers.decoding import decoding_options
 from helpers.files import ROOT, CaptioningError, pick_device
 from helpers.images import open_image, shown
 

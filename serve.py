@@ -16,8 +16,8 @@ from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from generate_caption import CLASH, OPTIONS, clash, decoding_options
 from helpers.captioner import Captioner
-from helpers.decoding import CLASH, OPTIONS, clash, decoding_options
 from helpers.files import CaptioningError, pick_device
 from helpers.images import shown
 

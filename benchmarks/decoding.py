@@ -6,8 +6,7 @@
 (a) recomputes the whole sequence at every step, one image at a time, as ClipCap's authors' script does;
 (b) is `transformers.generate`. The bare forward passes are the same calls of the model with no search between them.
 Weights are random, so no caption ends early and every way does the same work. The best of several interleaved repeats
-counts, by the clock on the wall; on a busy machine `--clock cpu --threads 1` is fairer. `--max_rows 20` also decodes in
-parts of at most so many rows, as a batch too large for the memory is.
+counts, by the clock on the wall; on a busy machine `--clock cpu --threads 1` is fairer.
 """
 
 from __future__ import annotations
@@ -46,10 +45,8 @@ class Prefixed(ClipCap):
         return features
 
 
-def ours(
-    model: Prefixed, prefix: Tensor, beams: int, length: int, max_rows: int | None = None
-) -> list[list[tuple[list[int], float]]]:
-    groups = decode(model, prefix, beam_size=beams, max_length=length, length_penalty=1.0, max_rows=max_rows)
+def ours(model: Prefixed, prefix: Tensor, beams: int, length: int) -> list[list[tuple[list[int], float]]]:
+    groups = decode(model, prefix, beam_size=beams, max_length=length, length_penalty=1.0)
     return [[(h.tokens, h.score) for h in group] for group in groups]
 
 
@@ -121,7 +118,6 @@ def main() -> None:
     p.add_argument("--length", type=int, default=20)
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--slow_images", type=int, default=2, help="images that (a) is timed on; its time is proportional")
-    p.add_argument("--max_rows", type=int, help="also decode with at most so many rows (images times beams) at once")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     a = p.parse_args()
@@ -145,8 +141,6 @@ def main() -> None:
                 few, rest = prefix[: a.slow_images], (a.beams, a.length)
                 ways = {"ours": partial(ours, model, prefix, *rest), "(b)": partial(theirs, model, prefix, *rest)}
                 ways["bare"] = partial(forward_passes, model, prefix, *rest)
-                if a.max_rows:
-                    ways["split"] = partial(ours, model, prefix, *rest, max_rows=a.max_rows)
                 if kind == "fp32":
                     ways["(a)"] = partial(recomputing, model, few, *rest)
                 with torch.inference_mode():
@@ -159,9 +153,6 @@ def main() -> None:
                     print(f"  (a) one image at a time, recomputed: {slow / t:5.1f} times ours; {same}")
                 same = agreement(found, results["(b)"])
                 print(f"  (b) transformers.generate: {times['(b)'] / t:5.2f} times ours; {same}")
-                if "split" in times:
-                    same = agreement(found, results["split"])
-                    print(f"  at most {a.max_rows} rows at once: {times['split'] / t:5.2f} times ours; {same}")
                 print(f"  ours over the bare forward passes: {t / times['bare']:.2f}", flush=True)
 
 

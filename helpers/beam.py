@@ -1,13 +1,14 @@
 """Beam search over all images at once, with tensors of tokens and back-pointers instead of a list for every beam.
 
-Shapes: B images, A images still searched, G groups, K beams an image (all groups), M = K / G beams a group, N = A * K
-rows, C = 2 * M candidates a group, T tokens, V vocabulary, R image regions.
+Shapes: B images, A images still searched, K beams a bank, M banks (one; two where a word has to be said), W = M * K
+beams an image, N = A * W rows, C = 2 * K candidates a bank, T tokens, V vocabulary, R image regions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from helpers.files import CaptioningError
 
 CHUNK = 64  # columns whose largest value stands for all of them in a first look
 NEVER = float("-inf")
+NONE = -1  # no token is owed
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Rules:
     `repetition_penalty` multiplies the log-probability of every token said before (Keskar et al. 2019, section 4.1, on
     log-probabilities); `no_repeat_ngram` n forbids a token that would complete an n-gram for the second time (Paulus
     et al. 2017, section 2.5); `min_length` forbids the end token before it; `banned` are sequences of ids of which the
-    last is forbidden after the others. A row with nothing left to say ends.
+    last is forbidden after the others. A row with nothing left to say ends. Notebook 06, section 8.
     """
 
     end_id: int
@@ -39,10 +41,10 @@ class Rules:
         self.phrases = [list(sequence) for sequence in self.banned if len(sequence) > 1]
         self.need_history = self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0 or bool(self.phrases)
 
-    def __call__(self, log_probs: Tensor, history: Tensor | None, length: int) -> Tensor:
+    def __call__(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
         """Returns scores [N, V]: `log_probs` [N, V] itself where no rule applies, else a changed copy.
 
-        history: [N, t] the tokens so far, the prompt included, needed if `need_history`. `length` counts the new
+        history: [N, t] the tokens so far, the prompt included; only read if `need_history`. `length` counts the new
         tokens, the one about to be chosen included.
         """
         early = length < self.min_length
@@ -50,15 +52,13 @@ class Rules:
             return log_probs
         scores = log_probs.clone()
         if self.repetition_penalty != 1.0 and history.shape[1]:
-            said = scores.gather(1, history)  # [N, t]
-            said = torch.where(said < 0, said * self.repetition_penalty, said / self.repetition_penalty)
+            said = scores.gather(1, history) * self.repetition_penalty  # [N, t]
             scores.scatter_(1, history, said)
-        if self.no_repeat_ngram:
+        if 0 < self.no_repeat_ngram <= history.shape[1]:
             self._forbid_ngrams(scores, history)
         if self.words:
             if max(self.words) >= scores.shape[1]:
-                known = f"the model's {scores.shape[1]} tokens"
-                raise CaptioningError(f"The banned token {max(self.words)} is none of {known}.")
+                raise CaptioningError(f"The banned token {max(self.words)} is none of the model's {scores.shape[1]}.")
             scores[:, self.words] = NEVER
         for phrase in self.phrases:
             before = torch.tensor(phrase[:-1], device=scores.device)
@@ -73,8 +73,6 @@ class Rules:
 
     def _forbid_ngrams(self, scores: Tensor, history: Tensor) -> None:
         n = self.no_repeat_ngram
-        if history.shape[1] < n:
-            return
         grams = history.unfold(1, n, 1)  # [N, t - n + 1, n]
         begun = (grams[:, :, :-1] == history[:, None, history.shape[1] - n + 1 :]).all(2)  # [N, t - n + 1]
         cap = torch.full(begun.shape, float("inf"), dtype=scores.dtype, device=scores.device).masked_fill(begun, NEVER)
@@ -84,16 +82,16 @@ class Rules:
 def best(values: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the k largest of each block, largest first: values [A, k], their rows in the block and columns [A, k].
 
-    values: [A, M, V], with `offset` [A, M] added to each row; k is cut to M * V. A row is looked at in chunks: the k
-    largest lie in the k chunks with the largest maxima, and only those are searched. No sum of the whole is made.
+    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. A row is looked at in chunks: the k
+    largest lie in the k chunks with the largest maxima, and only those are searched. Notebook 06, section 3.
     """
-    A, M, V = values.shape
+    A, K, V = values.shape
     whole = V // CHUNK  # chunks that are full
-    if whole * M < 4 * k:
+    if whole * K < 4 * k:
         found = values if offset is None else values + offset[:, :, None]
-        found, place = found.flatten(1).topk(min(k, M * V))
+        found, place = found.flatten(1).topk(min(k, K * V))
         return found, place // V, place % V
-    maxima = values[:, :, : whole * CHUNK].unflatten(2, (whole, CHUNK)).amax(3)  # [A, M, chunks]
+    maxima = values[:, :, : whole * CHUNK].unflatten(2, (whole, CHUNK)).amax(3)  # [A, K, chunks]
     if V % CHUNK:
         maxima = torch.cat([maxima, values[:, :, whole * CHUNK :].amax(2, keepdim=True)], dim=2)
     chunks = maxima.shape[2]
@@ -110,7 +108,7 @@ def best(values: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, 
 
 @dataclass
 class Paths:
-    """What a search or a walk found, as tensors: K captions for each of B images."""
+    """What a search or a walk found, as tensors: K captions for each of B images. Notebook 06, section 3."""
 
     tokens: Tensor  # [B, K, T]
     log_probs: Tensor  # [B, K, T] the model's own log-probability of each token
@@ -121,7 +119,7 @@ class Paths:
 
 @dataclass
 class BeamNode:
-    """One candidate that a beam search looked at: a token behind a beam."""
+    """One candidate that a beam search looked at: a token behind a beam. Notebook 06, section 5."""
 
     step: int  # 0 for the first token
     parent: int | None  # the place in `BeamTrace.nodes` of the token before
@@ -129,20 +127,20 @@ class BeamNode:
     log_prob: float  # of this token
     total: float  # of the whole path
     kind: str  # "kept" (searched on), "finished" (a caption ends here) or "dropped"
-    group: int = 0
 
 
 @dataclass
 class BeamTrace:
-    """Everything a beam search looked at for one image: a tree to draw."""
+    """Everything a beam search looked at for one image: a tree to draw. Notebook 06, section 5."""
 
     nodes: list[BeamNode] = field(default_factory=list)
+    open: list[int] = field(default_factory=list)  # the node of each running beam
 
     def path(self, node: int) -> list[int]:
         """Returns the places in `nodes` from the first token to `node`."""
         places = [node]
-        while (parent := self.nodes[places[-1]].parent) is not None:
-            places.append(parent)
+        while self.nodes[places[-1]].parent is not None:
+            places.append(self.nodes[places[-1]].parent)
         return places[::-1]
 
     def find(self, tokens: list[int]) -> list[int] | None:
@@ -152,159 +150,140 @@ class BeamTrace:
                 return self.path(place)
         return None
 
+    def add(self, step: int, candidates: list[tuple]) -> None:
+        """Adds the candidates of a step, each (total, parent, token, log_prob, finished, kept)."""
+        opened = []
+        for total, parent, token, log_prob, finished, kept in candidates:
+            if total > NEVER:
+                kind = "finished" if finished else "kept" if kept else "dropped"
+                if kind == "kept":
+                    opened.append(len(self.nodes))
+                above = self.open[parent] if step else None
+                self.nodes.append(BeamNode(step, above, token, log_prob, total, kind))
+        self.open = opened
+
 
 @dataclass
 class Beams:
-    """Beam search with the settings of one call; see `helpers.decoding.decode`."""
+    """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 06, section 3.
+
+    `constraint` chooses the candidates instead, in two banks of beams: those that may not end yet, and those that may.
+    """
 
     end_id: int
     size: int  # K
-    groups: int  # G
-    diversity: float
     max_length: int  # T
     length_penalty: float
-    early_stopping: bool | str
-    done: dict[str, Tensor] = field(init=False, repr=False)
-    open: list[list[int | None]] = field(init=False, repr=False)
+    constraint: Any = None
+    done: dict[str, Tensor] = field(init=False, repr=False)  # the finished captions, each [B, K], best first
 
     def search(
         self, model, log_probs: Tensor, state, rules: Rules, history: Tensor, traces: list[BeamTrace] | None = None
     ) -> Paths:
-        """Returns the K best captions of each image, best first in each group.
+        """Returns the K best captions of each image, best first.
 
         log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the tokens of the prompt.
         """
-        B, K, G, T, device = len(log_probs), self.size, self.groups, self.max_length, log_probs.device
-        M, width = K // G, 1  # width: rows an image, one until the first word is chosen
-        alive = torch.arange(B, device=device)  # [A]
-        totals = log_probs.new_zeros(B, G, 1)
-        self.done = {"score": log_probs.new_full((B, G, M), NEVER)}  # the finished captions, best first
-        self.done |= {name: log_probs.new_zeros(B, G, M) for name in ("total", "log_prob")}
-        self.done |= {name: alive.new_zeros(B, G, M) for name in ("length", "parent", "token")}
-        self.open = [[None] * K for _ in range(B)]  # the trace's node of each running beam
-        steps, tokens = [], None
-        for length in range(1, T + 1):
+        B, K, C, device = len(log_probs), self.size, 2 * self.size, log_probs.device
+        alive, steps, tokens = torch.arange(B, device=device), [], None  # alive: [A]
+        M = 1 if self.constraint is None else 2
+        if M > 1:  # each bank begins with one empty caption; that of the second is impossible
+            rows = alive.repeat_interleave(M)
+            state, log_probs, history = model.reorder(state, rows), log_probs[rows], history[rows]
+        beams = {"total": log_probs.new_full((B, M, 1), NEVER), "owed": alive.new_full((B, M, 1), NONE)}
+        beams["total"][:, 0] = 0.0
+        self.done = {"score": log_probs.new_full((B, K), NEVER)}
+        self.done |= {name: log_probs.new_zeros(B, K) for name in ("total", "log_prob")}
+        self.done |= {name: alive.new_zeros(B, K) for name in ("length", "parent", "token")}
+        for length in range(1, self.max_length + 1):
             if length > 1:
                 log_probs, state = model.step(tokens, state)  # [N, V]
-            scores = rules(log_probs, history, length)
-            looked = getattr(state, "attention", None)  # [A * width, R]
-            found = self._candidates(log_probs, scores, totals)  # each [A, G, C]
-            running, stopped = self._choose(found, length, alive)
+            A, W = len(alive), len(log_probs) // len(alive)
+            scores = rules(log_probs, history, length).view(A, M, W // M, -1)  # [A, M, 1, V], later [A, M, K, V]
+            looked = getattr(state, "attention", None)  # [A * W, R]
+            if self.constraint is None:
+                total, parent, token = best(scores[:, 0], C, beams["total"][:, 0])
+                found = {"total": total[:, None], "parent": parent[:, None], "token": token[:, None]}  # each [A, M, C]
+            else:
+                found = self.constraint.candidates(scores, beams["total"], beams["owed"], alive, self.end_id, C)
+            image = torch.arange(A, device=device)[:, None, None]
+            found["log_prob"] = log_probs.view(A, W, -1)[image, found["parent"], found["token"]]
+            missing = C - found["total"].shape[2]  # a vocabulary smaller than the beam
+            if missing:
+                fill = {"total": NEVER}
+                found = {name: torch.nn.functional.pad(column, (0, missing), value=fill.get(name, 0))
+                         for name, column in found.items()}  # fmt: skip
+            beams, stopped = self._choose(found, length, alive)
             if traces is not None:
-                self._record(traces, found, alive, length)
-            tokens, parents = running["token"].flatten(1), running["parent"].flatten(1)  # [A, K]
+                names = ("total", "parent", "token", "log_prob", "finished", "kept")
+                columns = [found[name][:, 0].tolist() for name in names]  # [A][C]
+                for place, *candidates in zip(alive.tolist(), *columns, strict=True):
+                    traces[place].add(length - 1, list(zip(*candidates, strict=True)))
+            tokens, parents = beams["token"].flatten(1), beams["parent"].flatten(1)  # [A, M * K]
             if looked is not None:
-                looked = spread(alive, B, looked.unflatten(0, (len(alive), -1)))[0]  # [B, width, R]
-            steps.append((spread(alive, B, tokens, parents, running["log_prob"].flatten(1)), looked))
-            keep = (~stopped.all(1)).nonzero().squeeze(1)  # images that are searched on
-            if length == T or not len(keep):
+                looked = spread(alive, B, looked.unflatten(0, (A, W)))[0]  # [B, W, R]
+            steps.append((spread(alive, B, tokens, parents, beams["log_prob"].flatten(1)), looked))
+            keep = (~stopped).nonzero().squeeze(1)  # images that are searched on
+            if length == self.max_length or not len(keep):
                 break
-            totals = running["total"].masked_fill(stopped[:, :, None], NEVER)[keep]  # [A, G, M]
-            rows = (keep[:, None] * width + parents[keep]).flatten()  # [N]
-            tokens, alive, width = tokens[keep].flatten(), alive[keep], K
+            rows = (keep[:, None] * W + parents[keep]).flatten()  # [N]
+            beams = {name: column[keep] for name, column in beams.items()}
+            tokens, alive = tokens[keep].flatten(), alive[keep]
             if rules.need_history:
                 history = torch.cat([history[rows], tokens[:, None]], dim=1)
             state = model.reorder(state, rows)
         return self._read_back(steps)
 
-    def _candidates(self, log_probs: Tensor, scores: Tensor, totals: Tensor) -> dict[str, Tensor]:
-        """Returns the best C continuations in each group: beam, token, log_prob, total, and the rank's own value."""
-        A, G, width = totals.shape
-        M, V = self.size // G, scores.shape[-1]
-        rows = len(scores) // A  # 1 at the first step, when all groups look at the same row; else G * M
-        C = 2 * M  # M may end here and M still go on
-        found: dict[str, list[Tensor]] = {name: [] for name in ("value", "parent", "token", "log_prob", "total")}
-        said = None  # [A, V] how many beams of the groups before have just said each token
-        for g in range(G):
-            first = 0 if rows == 1 else g * M
-            mine = scores.view(A, rows, V)[:, first : first + width]  # [A, width, V]
-            ranked = mine if said is None or not self.diversity else mine - self.diversity * said[:, None]
-            value, beam, token = best(ranked, C, totals[:, g])  # each [A, C]
-            row = torch.arange(A, device=beam.device)[:, None]
-            true = totals[:, g].gather(1, beam) + mine[row, beam, token] if ranked is not mine else value
-            own = log_probs.view(A, rows, V)[row, first + beam, token]
-            for name, column in zip(found, (value, first + beam, token, own, true), strict=True):
-                missing = C - column.shape[1]  # a vocabulary smaller than the beam
-                fill = NEVER if name in ("value", "total") else 0
-                found[name].append(torch.nn.functional.pad(column, (0, missing), value=fill) if missing else column)
-            if g + 1 < G and self.diversity:
-                said = mine.new_zeros(A, V) if said is None else said
-                alive = (found["token"][g] != self.end_id) & (found["value"][g] > NEVER)
-                alive &= alive.cumsum(1) <= M
-                said.scatter_add_(1, found["token"][g], alive.to(said.dtype))
-        return {name: torch.stack(columns, 1) for name, columns in found.items()}
-
     def _choose(self, found: dict[str, Tensor], length: int, alive: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Sorts candidates; returns the beams to go on with [A, G, M], and which groups stop [A, G]."""
-        M, C = self.size // self.groups, found["value"].shape[2]
-        valid = found["value"] > NEVER
+        """Sorts candidates; returns the beams to go on with, each [A, M, K], and which images stop [A]."""
+        K = self.size
+        valid = found["total"] > NEVER  # [A, M, C]
         ended = valid & (found["token"] == self.end_id)
-        # An end that is not among the M best candidates is no caption; at the last step an open beam is one.
-        first = torch.arange(C, device=alive.device) < M
-        found["finished"] = valid & first if length == self.max_length else ended & first
-        new = {name: found[name] for name in ("total", "log_prob", "parent", "token")}
-        new["score"] = (found["total"] / length**self.length_penalty).masked_fill(~found["finished"], NEVER)
-        new["length"] = torch.full_like(found["token"], length)
-        merged = {name: torch.cat([self.done[name][alive], new[name]], 2) for name in self.done}
-        order = merged["score"].topk(M).indices  # [A, G, M]
+        whole = valid & (found["owed"] == NONE) if "owed" in found else valid
+        # An end that is not among the K best candidates is no caption; at the last step an open beam is one.
+        if length == self.max_length:
+            finished = whole & (whole.cumsum(2) <= K)
+        else:
+            finished = ended & whole & (torch.arange(2 * K, device=alive.device) < K)
+        new = {name: found[name][:, -1] for name in ("total", "log_prob", "parent", "token")}  # [A, C]
+        new["score"] = (new["total"] / length**self.length_penalty).masked_fill(~finished[:, -1], NEVER)
+        new["length"] = torch.full_like(new["token"], length)
+        merged = {name: torch.cat([self.done[name][alive], new[name]], 1) for name in self.done}
+        order = merged["score"].topk(K).indices  # [A, K]
         for name in self.done:
-            self.done[name][alive] = merged[name].gather(2, order)
-        values, order = found["value"].masked_fill(ended, NEVER).topk(M)  # [A, G, M]
-        running = {name: found[name].gather(2, order) for name in ("total", "log_prob", "parent", "token")}
-        running["total"] = running["total"].masked_fill(values == NEVER, NEVER)
-        found["kept"] = torch.zeros_like(ended).scatter(2, order, values > NEVER)
-        worst = self.done["score"][alive].amin(2)  # [A, G] -inf while there are fewer than M
-        full = worst > NEVER
-        hope = running["total"].amax(2)
-        bound = self.max_length if self.early_stopping == "never" and self.length_penalty > 0 else length
-        # A beam of one is greedy search: its first end is the end.
-        enough = full if self.early_stopping is True or M == 1 else full & (hope / bound**self.length_penalty <= worst)
-        return running, enough | (hope == NEVER)
+            self.done[name][alive] = merged[name].gather(1, order)
+        values, order = found["total"].masked_fill(ended, NEVER).topk(K)  # [A, M, K]
+        beams = {name: column.gather(2, order) for name, column in found.items()} | {"total": values}
+        found["finished"] = finished
+        found["kept"] = torch.zeros_like(ended).scatter(2, order, values > NEVER) & (length < self.max_length)
+        worst, hope = self.done["score"][alive].amin(1), values.flatten(1).amax(1)  # [A]; -inf: fewer than K are done
+        enough = (worst > NEVER) & (hope / length**self.length_penalty <= worst)
+        if K == 1 and self.constraint is None:  # a beam of one is greedy search: its first end is the end
+            enough = worst > NEVER
+        return beams, enough | (hope == NEVER)
 
     def _read_back(self, steps: list) -> Paths:
         """Follows the back-pointers from the end of every caption to its first token."""
-        done = {name: value.flatten(1) for name, value in self.done.items()}  # [B, K]
-        lengths, cursor, columns = done["length"], done["parent"], []
+        lengths, cursor, columns = self.done["length"], self.done["parent"], []  # [B, K]
         for t in reversed(range(len(steps))):
             (tokens, parents, log_probs), looked = steps[t]
             last = lengths == t + 1
             inside = lengths > t
             here = torch.where(last, 0, cursor)  # a beam's place at step t
-            token = torch.where(last, done["token"], tokens.gather(1, here))
-            log_prob = torch.where(last, done["log_prob"], log_probs.gather(1, here))
-            parent = torch.where(last, done["parent"], parents.gather(1, here))  # its row when the token was predicted
+            token = torch.where(last, self.done["token"], tokens.gather(1, here))
+            log_prob = torch.where(last, self.done["log_prob"], log_probs.gather(1, here))
+            parent = torch.where(last, cursor, parents.gather(1, here))  # its row when the token was predicted
             seen = None if looked is None else looked[torch.arange(len(parent), device=parent.device)[:, None], parent]
             columns.append((token * inside, log_prob.masked_fill(~inside, 0.0), seen))
             cursor = torch.where(inside, parent, cursor)
         tokens, log_probs, maps = zip(*columns[::-1], strict=True)
-        totals = torch.where(done["score"] > NEVER, done["total"], NEVER)
-        return Paths(
-            torch.stack(tokens, 2), torch.stack(log_probs, 2), totals, lengths,
-            torch.stack(maps, 2) if maps[0] is not None else None,
-        )  # fmt: skip
-
-    def _record(self, traces: list[BeamTrace], found: dict[str, Tensor], alive: Tensor, length: int) -> None:
-        """Adds the candidates of this step to the traces of their images."""
-        names = ("value", "parent", "token", "log_prob", "total", "finished", "kept")
-        columns = [found[name].tolist() for name in names]  # [A][G][C]
-        M = self.size // self.groups
-        for image, *groups in zip(alive.tolist(), *columns, strict=True):
-            nodes, opened = traces[image].nodes, [None] * self.size
-            for g, candidates in enumerate(zip(*groups, strict=True)):
-                beam = g * M
-                for value, parent, token, log_prob, total, finished, kept in zip(*candidates, strict=True):
-                    if value == NEVER:
-                        continue
-                    kind = "finished" if finished else "kept" if kept and length < self.max_length else "dropped"
-                    if kind == "kept":
-                        opened[beam], beam = len(nodes), beam + 1
-                    above = None if length == 1 else self.open[image][parent]
-                    nodes.append(BeamNode(length - 1, above, token, log_prob, total, kind, g))
-            self.open[image] = opened
+        totals = torch.where(self.done["score"] > NEVER, self.done["total"], NEVER)
+        maps = None if maps[0] is None else torch.stack(maps, 2)
+        return Paths(torch.stack(tokens, 2), torch.stack(log_probs, 2), totals, lengths, maps)
 
 
 def spread(alive: Tensor, B: int, *columns: Tensor) -> tuple[Tensor, ...]:
-    """Returns columns [A, ...] as [B, ...]: images that have left hold zeros."""
+    """Returns columns [A, ...] as [B, ...]: images that have left hold zeros. Notebook 06, section 3."""
     if len(alive) == B:
         return columns
     return tuple(column.new_zeros(B, *column.shape[1:]).index_copy(0, alive, column) for column in columns)

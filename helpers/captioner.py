@@ -43,10 +43,9 @@ ENTRIES = {"format": int, "class": str, "options": dict, "encoder": dict, "token
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
 MOST = 100_000_000  # of any number in the options; some language models state wave lengths that large
 DECODING = {  # setting -> the largest number that a caption could need
-    "beam_size": 64, "groups": 64, "samples": 64, "max_length": 256, "min_length": 256, "no_repeat_ngram": 256,
-    "top_k": MOST, "top_p": 1, "temperature": 100, "diversity": 100, "length_penalty": 10, "repetition_penalty": 100,
+    "beam_size": 64, "samples": 64, "max_length": 256, "min_length": 256, "no_repeat_ngram": 256,
+    "top_k": MOST, "top_p": 1, "temperature": 100, "length_penalty": 10, "repetition_penalty": 100,
     "clip_weight": 100, "consensus_weight": 100, "tag_weight": 100, "flaw_weight": 100,
-    "early_stopping": 1,
 }  # fmt: skip
 FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
          "xavier_normal_", "constant_", "fill_", "zero_", "zeros_", "ones_"}  # fmt: skip

@@ -9,17 +9,17 @@ prompt, V vocabulary, R image regions.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helpers.beam import CHUNK, NEVER, Beams, BeamTrace, Paths, Rules, best, spread
+from helpers.beam import NEVER, Beams, BeamTrace, Paths, Rules, best, spread
 from helpers.files import CaptioningError, unknown_name
-from ranking.constrained import Constrained, padded, phrase_ids
+
+METHODS = ("greedy", "beam", "sample")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Draw:
 
     `temperature` divides the log-probabilities; `top_k` keeps the k likeliest tokens (Fan et al. 2018, section 5.4);
     `top_p` keeps the likeliest ones that together reach probability p (Holtzman et al. 2020, section 3.1), of what
-    top_k left.
+    top_k left. Notebook 06, section 7.
     """
 
     temperature: float = 1.0
@@ -69,38 +69,20 @@ class Draw:
 def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
     """Returns columns [N] drawn in proportion to `weights` [N, V] >= 0: the cumulative sum inverted at `uniform` [N].
 
-    One random number a row, where the usual way (`torch.multinomial`) takes one a column. On long rows the sum goes
-    over chunks first, then inside the chosen chunk, which is faster, and more exact than one long sum.
+    One random number a row, where the usual way (`torch.multinomial`) takes one a column. Notebook 06, section 7.
     """
-    V = weights.shape[1]
-    if V <= 4 * CHUNK:
-        sums = weights.cumsum(1)
-        return _column(sums, uniform * sums[:, -1])
-    chunks = V // CHUNK
-    tail = weights[:, chunks * CHUNK :]
-    parts = weights[:, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).sum(2)
-    parts = torch.cat([parts, tail], dim=1)  # [N, chunks + tail]
-    sums = parts.cumsum(1)
-    target = uniform * sums[:, -1]
-    part = _column(sums, target)  # [N]
-    begin = (sums.gather(1, part[:, None]) - parts.gather(1, part[:, None])).squeeze(1)
-    in_chunk = part < chunks
-    columns = part.clamp(max=chunks - 1)[:, None] * CHUNK + torch.arange(CHUNK, device=weights.device)  # [N, CHUNK]
-    inner = _column(weights.gather(1, columns).cumsum(1), target - begin)
-    return torch.where(in_chunk, part * CHUNK + inner, part - chunks + chunks * CHUNK)
-
-
-def _column(sums: Tensor, target: Tensor) -> Tensor:
-    """Returns the first column [N] whose running sum [N, V] is above `target` [N]; never one that adds nothing."""
-    below_all = sums[:, -1].nextafter(torch.zeros_like(target))  # rounding must not reach past the last weight
-    column = torch.searchsorted(sums, target.clamp(min=0).minimum(below_all)[:, None], right=True).squeeze(1)
+    sums = weights.cumsum(1, dtype=torch.float64)
+    below_all = sums[:, -1].nextafter(sums.new_zeros(()))  # rounding must not reach past the last weight
+    column = torch.searchsorted(sums, (uniform * sums[:, -1]).minimum(below_all)[:, None], right=True).squeeze(1)
     return column.clamp_(max=sums.shape[1] - 1)  # past the end only when a weight is no number
-METHODS = ("greedy", "beam", "sample")
 
 
 @dataclass
 class Hypothesis:
-    """One decoded caption. `tokens` begins with the prompt's, and ends with the end token when it is `finished`."""
+    """One decoded caption. `tokens` begins with the prompt's, and ends with the end token when it is `finished`.
+
+    Notebook 06, section 5.
+    """
 
     tokens: list[int]
     log_prob: float  # sum over the new tokens, the end token included
@@ -129,9 +111,6 @@ def decode(
     method: str = "beam",
     *,
     beam_size: int = 5,
-    groups: int = 1,
-    diversity: float = 0.5,
-    early_stopping: bool | str = False,
     samples: int = 1,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -142,114 +121,85 @@ def decode(
     repetition_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
     banned: Sequence[str | int] = (),
-    include: Sequence[Sequence[str]] | None = None,
+    constraint: Any = None,
     prompt: str = "",
     generator: torch.Generator | None = None,
     seed: int | None = None,
-    max_rows: int | None = None,
     trace: list[BeamTrace] | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns for each image its captions, best first. features: [B, R, D] float.
 
-    method              "greedy" (the likeliest token each time), "beam" or "sample" (`samples` random captions).
-    beam_size, groups   the `beam_size` best captions of a search that keeps so many, in `groups` equal groups: each
-                        group takes `diversity` off what the groups before it have just said (Vijayakumar et al. 2018).
-    early_stopping      when an image with `beam_size` finished captions is done: True, at once; False, when no beam at
-                        its length beats the last of them; "never", when none could at any length.
-    temperature, top_k, top_p, seed (or generator)    see `helpers.sampling.Draw`; used by "sample".
+    method              "greedy" (the likeliest token each time), "beam" (the `beam_size` best captions of a search that
+                        keeps so many) or "sample" (`samples` random captions).
+    temperature, top_k, top_p, seed (or generator)    see `Draw`; used by "sample".
     max_length, min_length    bounds on the new tokens; the end token counts.
     length_penalty      0 ranks by log-probability, 1 by its mean over the tokens; above 1 favours long captions.
-    repetition_penalty, no_repeat_ngram    see `helpers.sampling.Rules`; the prompt counts as said.
+    repetition_penalty, no_repeat_ngram    see `helpers.beam.Rules`; the prompt counts as said.
     banned              words, or token ids, that must not be said.
-    include             for each image words of which a caption must say one: the beam search is a constrained one, see
-                        `helpers.constrained`. An image that no such caption was found for gets an empty list.
+    constraint          what each caption of a beam search must say, see `ranking.constrained.Include`. An image that
+                        no such caption was found for gets an empty list.
     prompt              text that the caption begins with.
-    max_rows            how many rows (images times beams or samples) may run at once: a larger batch is split. It is
-                        also halved as often as needed when memory runs out.
     trace               a list that receives, in a beam search, one BeamTrace an image.
 
     Raises CaptioningError on an unknown method, a setting out of range, a prompt with words that the model does not
-    know, or a model whose outputs are no numbers.
+    know, or a model whose outputs are no numbers. Notebook 06, sections 2 to 10.
     """
     if method not in METHODS:
         raise unknown_name("decoding method", method, METHODS)
     wrong = {
         "beam_size, samples and max_length: at least 1": min(beam_size, samples, max_length) < 1,
-        "max_rows: at least 1": max_rows is not None and max_rows < 1,
-        "groups: a divisor of beam_size": groups < 1 or beam_size % groups,
-        "early_stopping: True, False or 'never'": early_stopping not in (True, False, "never"),
         "temperature and repetition_penalty: above 0": not min(temperature, repetition_penalty) > 0,
         "top_k: at least 1": top_k is not None and top_k < 1,
         "top_p: above 0, and at most 1": top_p is not None and not 0 < top_p <= 1,
         "min_length: at most max_length": min_length > max_length,
-        "diversity and no_repeat_ngram: 0 or more": not min(diversity, no_repeat_ngram) >= 0,
-        "include: words for each image, with method 'beam', one group and no trace": include is not None
-        and (len(include) != len(features) or method != "beam" or groups > 1 or trace is not None),
+        "no_repeat_ngram: 0 or more": no_repeat_ngram < 0,
+        "constraint: with method 'beam' and no trace": constraint is not None and (method, trace) != ("beam", None),
     }
     if any(wrong.values()):
         needed = "; ".join(rule for rule, broken in wrong.items() if broken)
         raise CaptioningError(f"Decoding settings are out of range. They must be {needed}.")
+    if not len(features):
+        return []
     ids = _prompt_ids(model, prompt)
     rules = Rules(model.end_id, repetition_penalty, no_repeat_ngram, min_length, _banned_ids(model, banned))
-    draw = Draw(temperature, top_k, top_p) if method == "sample" else None
-    K = {"greedy": 1, "beam": beam_size, "sample": samples}[method]
-    B, uniform = len(features), None
-    if draw:  # all random numbers at once: a caption does not depend on its batch, nor on how that is split
-        if generator is None and seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-        place = generator.device if generator else None
-        uniform = torch.rand(B, samples, max_length, generator=generator, device=place).to(features.device)
-
-    def run(first: int, last: int) -> list[list[Hypothesis]]:
-        log_probs, state, looked = _begin(model, features[first:last], ids)
-        history = torch.tensor(ids, dtype=torch.long, device=log_probs.device).expand(last - first, -1)  # [B, L]
-        new_traces = None
-        if include is not None:
-            words = padded([phrase_ids(model, some) for some in include[first:last]], log_probs.device)
-            paths = Constrained(model.end_id, beam_size, max_length, length_penalty).search(
-                model, log_probs, state, rules, history, words
-            )
-        elif method == "beam":
-            new_traces = [BeamTrace() for _ in range(first, last)] if trace is not None else None
-            beams = Beams(model.end_id, beam_size, groups, diversity, max_length, length_penalty, early_stopping)
-            paths = beams.search(model, log_probs, state, rules, history, new_traces)
-        else:
-            chance = None if uniform is None else uniform[first:last]
-            paths = _walk(model, log_probs, state, K, max_length, rules, history, draw, chance)
-        found = _hypotheses(model, paths, ids, looked, length_penalty, may_lack=include is not None)
-        if new_traces is not None:
-            trace.extend(new_traces)
-        return found
-
     training = [module for module in model.modules() if module.training]  # a frozen part may be in another mode
     model.eval()
     try:
-        return _split(run, B, B if max_rows is None else max(1, max_rows // K))
+        log_probs, state, looked = _begin(model, features, ids)
+        history = torch.tensor(ids, dtype=torch.long, device=log_probs.device).expand(len(features), -1)  # [B, L]
+        if method == "beam":
+            traces = None if trace is None else [BeamTrace() for _ in features]
+            beams = Beams(model.end_id, beam_size, max_length, length_penalty, constraint)
+            paths = beams.search(model, log_probs, state, rules, history, traces)
+            if trace is not None:
+                trace.extend(traces)
+        elif method == "greedy":
+            paths = _walk(model, log_probs, state, 1, max_length, rules, history)
+        else:  # all random numbers at once: a caption does not depend on its batch
+            if generator is None and seed is not None:
+                generator = torch.Generator().manual_seed(seed)
+            place = generator.device if generator else None
+            uniform = torch.rand(len(features), samples, max_length, generator=generator, device=place)
+            draw = Draw(temperature, top_k, top_p)
+            uniform = uniform.to(features.device)
+            paths = _walk(model, log_probs, state, samples, max_length, rules, history, draw, uniform)
+        return _hypotheses(model, paths, ids, looked, length_penalty, may_lack=constraint is not None)
     finally:
         for module in training:
             module.training = True
 
 
-def _split(run: Callable[[int, int], list], count: int, size: int) -> list:
-    """Returns `run` over all of `count` images, `size` at a time, and fewer when memory does not suffice for that."""
-    out: list = []
-    while len(out) < count:
-        try:
-            out += run(len(out), min(count, len(out) + size))
-        except RuntimeError as error:  # a GPU has an error of its own for this, the CPU's allocator has not
-            full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-            if size == 1 or not full:
-                raise
-            size = min(size, count - len(out)) // 2 or 1
-    return out
+def phrase_ids(model, words: Sequence[str]) -> list[list[int]]:
+    """Returns the tokens of those words (or phrases) that the model can say. Notebook 06, section 10."""
+    unknown = getattr(getattr(model, "tokenizer", None), "unknown_id", None)
+    encoded = (model.tokenizer.encode(word) for word in words)
+    return [ids for ids in encoded if ids and (unknown is None or unknown not in ids)]
 
 
 def _prompt_ids(model, prompt: str) -> list[int]:
     ids = model.tokenizer.encode(prompt) if prompt.strip() else []
-    unknown = getattr(model.tokenizer, "unknown_id", None) if ids else None
-    if unknown is not None and unknown in ids:
-        words = [word for word in prompt.split() if unknown in model.tokenizer.encode(word)]
-        named = ", ".join(map(repr, words))
+    if ids and not phrase_ids(model, [prompt]):
+        named = ", ".join(repr(word) for word in prompt.split() if not phrase_ids(model, [word]))
         raise CaptioningError(f"The model does not know {named} of the prompt; use words of its training captions.")
     return ids
 
@@ -280,7 +230,7 @@ def _begin(model, features: Tensor, prompt: list[int]) -> tuple[Tensor, object, 
 
 def _walk(
     model, log_probs: Tensor, state, K: int, max_length: int, rules: Rules, history: Tensor,
-    draw: Draw | None, uniform: Tensor | None,
+    draw: Draw | None = None, uniform: Tensor | None = None,
 ) -> Paths:  # fmt: skip
     """Greedy (draw=None) or ancestral sampling: every row goes its own way and stops at its own end token.
 
@@ -288,11 +238,9 @@ def _walk(
     """
     B, device = len(log_probs), log_probs.device
     alive = torch.arange(B, device=device)  # [A]
-    looked = getattr(state, "attention", None)
     if K > 1:
         rows = alive.repeat_interleave(K)
         state, log_probs, history = model.reorder(state, rows), log_probs[rows], history[rows]
-        looked = None if looked is None else looked[rows]
     running = torch.ones(B, K, dtype=torch.bool, device=device)  # [A, K]
     out_tokens = torch.full((B, K, max_length), model.end_id, dtype=torch.long, device=device)
     out_log_probs, totals = log_probs.new_zeros(B, K, max_length), log_probs.new_zeros(B, K)
@@ -300,18 +248,16 @@ def _walk(
     for t in range(max_length):
         if t:
             log_probs, state = model.step(tokens, state)  # [N, V]
-            looked = getattr(state, "attention", None)
         scores = rules(log_probs, history, t + 1)
         tokens = scores.argmax(1) if draw is None else draw(scores, uniform[alive, :, t].flatten())  # [N]
         tokens = tokens.where(running.flatten(), model.end_id)
-        chosen = log_probs.gather(1, tokens[:, None]).view(-1, K).where(running, 0.0)  # [A, K]
-        ranked = chosen if scores is log_probs else scores.gather(1, tokens[:, None]).view(-1, K).where(running, 0.0)
-        out_tokens[alive, :, t], out_log_probs[alive, :, t] = tokens.view(-1, K), chosen
-        totals[alive] += ranked
+        out_tokens[alive, :, t] = tokens.view(-1, K)
+        out_log_probs[alive, :, t] = log_probs.gather(1, tokens[:, None]).view(-1, K).where(running, 0.0)
+        totals[alive] += scores.gather(1, tokens[:, None]).view(-1, K).where(running, 0.0)
         lengths[alive] += running
+        looked = getattr(state, "attention", None)
         if looked is not None:
-            looked = looked.unflatten(0, (-1, K))
-            maps.extend(spread(alive, B, looked))
+            maps.extend(spread(alive, B, looked.unflatten(0, (-1, K))))
         running = running & (tokens.view(-1, K) != model.end_id)
         left = running.any(1)
         count = int(left.sum())
@@ -328,110 +274,25 @@ def _walk(
 
 
 def _hypotheses(
-    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float, may_lack: bool = False
+    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float, may_lack: bool
 ) -> list[list[Hypothesis]]:
     """Returns the captions of each image as objects, best first."""
-    scores = paths.totals / paths.lengths.clamp(min=1) ** length_penalty  # [B, K]
-    none = (paths.totals.amax(1) == NEVER).any() and not may_lack
-    if paths.totals.isnan().any() or none:
+    if paths.totals.isnan().any() or ((paths.totals.amax(1) == NEVER).any() and not may_lack):
         raise CaptioningError("The model's outputs are no numbers: its weights are damaged, or its training diverged.")
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    sums = paths.log_probs.sum(2)
-    tokens, log_probs = paths.tokens.tolist(), paths.log_probs.tolist()
-    scores, sums, lengths, totals = scores.tolist(), sums.tolist(), paths.lengths.tolist(), paths.totals.tolist()
-    maps = paths.maps
+    scores = paths.totals / paths.lengths.clamp(min=1) ** length_penalty  # [B, K]
+    maps, L = paths.maps, len(prompt)
     if maps is not None and looked is not None:
         maps = torch.cat([looked[:, None].expand(-1, maps.shape[1], -1, -1), maps], dim=2)  # [B, K, L + T, R]
-    L, given = len(prompt), [0.0] * len(prompt)
     text = model.tokenizer.decode if getattr(model, "tokenizer", None) is not None else None
+    columns = (scores, paths.log_probs.sum(2), paths.lengths, paths.tokens, paths.log_probs)
     out: list[list[Hypothesis]] = []
-    for image, places in enumerate(order.tolist()):
+    for image, rows in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         out.append([])
-        for k in places:
-            if totals[image][k] == NEVER:  # the vocabulary has fewer captions than the beam has places
+        for k, (score, log_prob, length, tokens, log_probs) in enumerate(zip(*rows, strict=True)):
+            if score == NEVER:  # the vocabulary has fewer captions than the beam has places
                 continue
-            length = lengths[image][k]
-            said = tokens[image][k][:length]
             seen = None if maps is None else maps[image, k, : L + length]
-            out[-1].append(
-                Hypothesis(
-                    prompt + said, sums[image][k], given + log_probs[image][k][:length], scores[image][k],
-                    said[-1] == model.end_id, L, seen, text,
-                )
-            )  # fmt: skip
+            said, each = prompt + tokens[:length], [0.0] * L + log_probs[:length]
+            out[-1].append(Hypothesis(said, log_prob, each, score, said[-1] == model.end_id, L, seen, text))
+        out[-1].sort(key=lambda hypothesis: -hypothesis.score)
     return out
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of `helpers.decoding.decode` or of re-ranking. `above`: more than `low`, not just `low` itself."""
-
-    kind: type
-    text: str
-    low: float = float("-inf")
-    high: float = float("inf")
-    above: bool = False
-SAMPLING = ("top_p", "top_k", "temperature")
-OPTIONS = {
-    "beam_size": Option(int, "hypotheses kept at each step; 1 is greedy", 1),
-    "top_p": Option(float, "sample from the likeliest words, P in all", 0, 1, above=True),
-    "top_k": Option(int, "sample from the K likeliest words", 1),
-    "temperature": Option(float, "sample; below 1 safer, above 1 wilder", 0, above=True),
-    "repetition_penalty": Option(float, "above 1: fewer repeats", 0, above=True),
-    "length_penalty": Option(float, "0 favours short captions", -10, 10),
-    "clip_weight": Option(float, "how much the likeness of photo and caption counts", 0),
-    "consensus_weight": Option(float, "how much usual wording for such photos counts", 0),
-    "tag_weight": Option(float, "how much it counts to name what a classifier is sure of", 0),
-    "flaw_weight": Option(float, "how much it costs to say a word twice, or to end on \"a\"", 0),
-    "prompt": Option(str, "the words the caption begins with"),
-    "max_length": Option(int, "tokens at most, the end included", 1),
-}
-CLASH = "beam_size searches for the likeliest caption; top_p, top_k and temperature draw one: choose."
-
-
-def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], float]:
-    """Returns an argument type that accepts a number from `low` (or above it) to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not (value > low if above else value >= low) or not value <= high:
-            bounds = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < 1e9 else "")
-            what = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what} {bounds}, not {text!r}")
-        return value
-
-    return parse
-
-
-def add_options(parser: argparse.ArgumentParser, text: str) -> None:
-    """Gives a command line one argument an option, in a group that `text` introduces."""
-    group = parser.add_argument_group("decoding", text)
-    for name, option in OPTIONS.items():
-        kind = str if option.kind is str else number(option.kind, option.low, option.high, above=option.above)
-        group.add_argument(f"--{name}", type=kind, help=option.text)
-
-
-def clash(given: Mapping[str, Any]) -> bool:
-    """Returns whether the options ask for searching and for drawing at once."""
-    return given.get("beam_size") not in (None, 1) and any(given.get(name) is not None for name in SAMPLING)
-
-
-def decoding_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `helpers.decoding.decode` takes: the options that were given, and the method they ask for.
-
-    `given` may hold more than options, None for what was not given, and a `seed`.
-    """
-    options = {name: given[name] for name in OPTIONS if given.get(name) is not None}
-    if given.get("seed") is not None:
-        import torch
-
-        options["generator"] = torch.Generator().manual_seed(given["seed"])
-    if any(name in options for name in SAMPLING):
-        options["method"] = "sample"
-    elif options.get("beam_size") == 1:
-        options["method"] = "greedy"
-        del options["beam_size"]
-    return options

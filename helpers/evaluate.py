@@ -1,10 +1,9 @@
-"""A captioner on a dataset split: predictions, scores, speed.
+"""A captioner on a dataset split: predictions, scores, speed, and what the scores are to be compared with.
 
     python -m helpers.evaluate --dataset flickr8k --data_dir DIR --split dev --model NAME --json
-    python -m helpers.evaluate --dataset flickr8k --data_dir DIR --split dev --hypotheses FILE --json
 
 prints one JSON object: model, dataset, split, images, the scores, captions_per_second (of decoding, with the images
-encoded before; null for a hypotheses file). The settings go to standard error, so that a score can be repeated.
+encoded before). Captions that a file holds are scored by `helpers.metrics`.
 """
 
 from __future__ import annotations
@@ -12,49 +11,52 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from helpers.decoding import CLASH, add_options, clash, decoding_options
-from helpers.files import CaptioningError, pick_device
-from helpers.metrics import METRICS, MIN_IMAGES_FOR_CIDER, ON_REQUEST, evaluate, score_images, tokenize
-from ranking.rerank import FROZEN_KIND, WEIGHTS
+from helpers.captioner import Captioner
+from helpers.datasets import Dataset, load_dataset
+from helpers.encoders import Encoder
+from helpers.features import cache_features
+from helpers.files import CaptioningError, atomic_write, pick_device
+from helpers.metrics import METRICS, bootstrap, evaluate, score_images, table, tokenize
+from helpers.ptb import ptb_tokenize
+from ranking.rerank import FROZEN_KIND
 
 
 class Predictions(dict[str, str]):
-    """Image -> caption. `failed`: image -> why it has none; `seconds`: the time of decoding."""
+    """Image -> caption. `failed`: image -> why it has none; `seconds`: the time of decoding. Notebook 07, section 9."""
 
     failed: dict[str, str]
     seconds: float
 
 
 def predict(
-    captioner: Any, dataset: Any, split: str, *, batch_size: int = 64, progress: bool = True, **options: Any
+    captioner: Captioner, dataset: Dataset, split: str, *, batch_size: int = 64, progress: bool = True, **options: Any
 ) -> Predictions:
     """Returns the caption of each image of a split, in order; an image that cannot be read is in `.failed` instead.
 
     Images are encoded once and cached. `options` override the captioner's decoding settings, see
     `helpers.decoding.decode`. Raises CaptioningError on an empty split or when no image can be read.
+    Notebook 07, section 9.
     """
-    from helpers.features import cache_features
-
     images = dataset.images(split)
     if not images:
         raise CaptioningError(f"{dataset.name} has no images in the split {split!r}; it has {dataset.splits()}.")
     paths = {image: dataset.path(image) for image in images}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
-    readable = [image for image in images if image in features]
     frozen = None
     if captioner.asks_frozen(options):
         frozen = cache_features(captioner.frozen, paths, FROZEN_KIND, progress=progress)
+    readable = [image for image in images if image in features]
     captions = Predictions()
     began = time.perf_counter()
     for start in range(0, len(readable), batch_size):
@@ -66,190 +68,87 @@ def predict(
     return captions
 
 
-def pooled_features(encoder: Any, dataset: Any, split: str, progress: bool = True):
-    """Returns (images, float32 array [N, D]): the pooled vector of each image of a split that can be read."""
-    from helpers.features import cache_features
-
-    paths = {image: dataset.path(image) for image in dataset.images(split)}
-    features = cache_features(encoder, paths, "pooled", progress=progress)
-    return features.names, features[features.names].numpy()
+def write_hypotheses(path: str | Path, captions: Mapping[str, str]) -> None:
+    """Writes `image<TAB>caption` lines, whole or not at all. Notebook 07, section 9."""
+    with atomic_write(path) as temporary:
+        lines = (f"{' '.join(image.split())}\t{' '.join(caption.split())}\n" for image, caption in captions.items())
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def baselines(dataset: Any, split: str, encoder: Any = None, metrics: Sequence[str] | None = None) -> dict[str, dict]:
-    """Returns the baseline rows for a split, from the training split of the same dataset; with the neighbour's caption
-    when there is an `encoder`. Raises CaptioningError when the dataset has no training split."""
+def diversity(captions: Mapping[str, str], train_captions: Iterable[str] | None = None) -> dict[str, float]:
+    """Returns how varied the captions of a model are (image -> caption), on the words of the tokeniser.
 
-    if "train" not in dataset.splits():
-        raise CaptioningError(f"The baselines need the split 'train'; {dataset.name} has {dataset.splits()} here.")
-    train, references = dataset.references("train"), dataset.references(split)
-    if encoder is None:
-        return baseline_rows(train, references, metrics=metrics)
-    known, known_vectors = pooled_features(encoder, dataset, "train")
-    asked, vectors = pooled_features(encoder, dataset, split)
-    return baseline_rows(
-        {image: train[image] for image in known},
-        {image: references[image] for image in asked},
-        known_vectors,
-        vectors,
-        metrics,
-    )
+    - "length": mean words a caption; "vocabulary": how many different words are used at all;
+    - "different": share of captions that are not the same as an earlier one;
+    - "distinct-2": different pairs of neighbouring words over all pairs (Li et al. 2016, section 5);
+    - "unseen": share of captions that no training caption equals word for word, if `train_captions` are given.
 
-
-def clip_means(name: str, dataset: Any, references: dict, captions: dict[str, str]) -> dict[str, float]:
-    """Returns the mean CLIPScore and RefCLIPScore by the CLIP called `name`; the images' vectors are cached."""
-    from helpers.clipscore import clip_scores
-    from helpers.encoders import load_encoder
-    from helpers.features import cache_features
-
-    encoder = load_encoder(name)
-    if not hasattr(encoder, "encode_text"):
-        raise CaptioningError(f"{name} has no text side and cannot judge captions. Use pocket-clip or clip:ViT-B/32.")
-    vectors = cache_features(encoder, {image: dataset.path(image) for image in captions}, "embedding")
-    scores = clip_scores(encoder, {image: vectors[image] for image in captions}, captions, references)
-    return {metric: float(values.mean()) for metric, values in scores.items()}
+    Raises CaptioningError when there are no captions. Notebook 07, section 11.
+    """
+    if not captions:
+        raise CaptioningError("There are no captions to measure.")
+    said = tokenize(captions.values())
+    pairs = [pair for words in said for pair in zip(words, words[1:], strict=False)]
+    texts = [" ".join(words) for words in said]
+    result = {
+        "length": float(np.mean([len(words) for words in said])),
+        "vocabulary": float(len({word for words in said for word in words})),
+        "different": len(set(texts)) / len(texts),
+        "distinct-2": len(set(pairs)) / max(1, len(pairs)),
+    }
+    if train_captions is not None:
+        seen = {" ".join(words) for words in tokenize(train_captions)}
+        result["unseen"] = sum(text not in seen for text in texts) / len(texts)
+    return result
 
 
-def settings(**more: Any) -> dict[str, Any]:
-    """Returns what a score depends on: `more`, the tokeniser, and the versions of Python and of the packages in use."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "nltk", "pycocoevalcap"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {**more, "tokeniser": "helpers.ptb (equal to coco-caption's PTBTokenizer 3.4.1)", "versions": versions}
+# Things that photos show and captions name, each with the words for it. Two words are read before one: a hot dog is no
+# dog. Left out is what captions say without showing it, as in "looks at the camera" or "baseball player".
+THINGS = """
+dog dogs puppy puppies; cat cats kitten kittens; horse horses pony ponies; cow cows bull bulls cattle;
+sheep lamb lambs; bird birds duck ducks goose geese seagull seagulls parrot pigeon pigeons; chicken chickens hen;
+elephant elephants; giraffe giraffes; zebra zebras; bear bears panda pandas; monkey monkeys; car cars taxi; bus buses;
+truck trucks; train trains; motorcycle motorcycles motorbike motorbikes; boat boats ship ships canoe kayak;
+bicycle bicycles bike bikes; airplane airplanes plane planes; skateboard skateboards; surfboard surfboards;
+snowboard snowboards; skis ski; ball balls; frisbee frisbees; kite kites; umbrella umbrellas; bench benches; bed beds;
+toilet toilets; sink sinks; computer computers laptop laptops; phone phones cellphone telephone; guitar guitars;
+scissors; pizza pizzas; cake cakes; sandwich sandwiches; banana bananas; hot_dog hot_dogs; teddy_bear teddy_bears
+"""
+ROWS = [[word.replace("_", " ") for word in row.split()] for row in THINGS.split(";")]
+THING_OF = {word: row[0] for row in ROWS for word in row}
+NAMED = re.compile(rf"(?<!\S)(?:{'|'.join(sorted(THING_OF, key=len, reverse=True))})(?!\S)")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the command line's parser."""
-    p = argparse.ArgumentParser(prog="python -m helpers.evaluate", description="Score a captioner on a dataset split.")
-    p.add_argument("--dataset", default="pocket", help="pocket (default), flickr8k, flickr30k, coco or folder")
-    p.add_argument("--data_dir", metavar="DIR", help="where the dataset is; a folder may hold only some splits")
-    p.add_argument("--split", default="dev", help="train, dev (default) or test")
-    p.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/, or its folder")
-    p.add_argument("--hypotheses", metavar="FILE", help="score these image<TAB>caption lines; no model is loaded")
-    p.add_argument("--metrics", nargs="+", metavar="NAME", help=f"of {', '.join([*METRICS, *ON_REQUEST])}")
-    p.add_argument("--predictions", metavar="FILE", help="save the captions as image<TAB>caption lines")
-    p.add_argument("--table", metavar="FILE", help="save the table, as the suffix says: .csv, .json or .md")
-    p.add_argument("--intervals", action="store_true", help="add 95 %% bootstrap intervals over images")
-    p.add_argument("--diversity", action="store_true", help="add how varied the captions are")
-    p.add_argument("--baselines", action="store_true", help="add the baselines' rows (needs the training split)")
-    p.add_argument("--clipscore", nargs="?", const="pocket-clip", metavar="ENCODER",
-                   help="add CLIPScore and RefCLIPScore by this CLIP (pocket-clip)")
-    p.add_argument("--against", metavar="FILE", help="another model's image<TAB>caption lines, for a paired test")
-    p.add_argument("--page", metavar="FILE", help="save the best, the worst and the most different photos as HTML")
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
-    p.add_argument("--batch_size", type=int, default=64, help="images decoded at once")
-    p.add_argument("--seed", type=int, default=0, help="makes sampling repeatable")
-    add_options(p, "What is not given is as the checkpoint says.")
-    return p
+def things(caption: str) -> set[str]:
+    """Returns which of the things above a caption names. Notebook 07, section 12."""
+    return {THING_OF[word] for word in NAMED.findall(" ".join(ptb_tokenize(caption)))}
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read."""
-    from helpers.datasets import load_dataset
-    from helpers.metrics import markdown, read_hypotheses, save_table, write_hypotheses
+def objects(references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, str]) -> dict[str, float]:
+    """Returns whether captions name what is there, and only that (Rohrbach et al. 2018, section 3.1).
 
-    dataset = load_dataset(arguments.dataset, arguments.data_dir)
-    references, failed, captioner = dataset.references(arguments.split), {}, None
-    for note in dataset.notes:
-        print(f"{dataset.name}: {note}", file=sys.stderr)
-    about: dict[str, Any] = {"split": arguments.split, "seed": arguments.seed}
-    if arguments.hypotheses:
-        name = arguments.model or Path(arguments.hypotheses).stem
-        captions, speed = read_hypotheses(arguments.hypotheses), None
-    else:
-        captioner, options = load_captioner(arguments)
-        name = captioner.name
-        search = {**captioner.decoding, **{k: v for k, v in options.items() if k != "generator"}}
-        unused = () if search.get("method", "beam") == "beam" else ("beam_size", *WEIGHTS)
-        about["decoding"] = {name: value for name, value in search.items() if name not in unused}
-        captions = predict(captioner, dataset, arguments.split, batch_size=arguments.batch_size, **options)
-        failed, speed = captions.failed, round(len(captions) / max(captions.seconds, 1e-9), 2)
-        references = {image: references[image] for image in captions}
-    if arguments.predictions:
-        write_hypotheses(arguments.predictions, captions)
-    print(f"settings: {json.dumps(settings(**about))}", file=sys.stderr)
-    scored = score_images(references, captions, arguments.metrics)
-    result: dict[str, Any] = {"model": name, "dataset": dataset.name, "split": arguments.split, "images": len(captions)}
-    result |= {**scored.scores(), "captions_per_second": speed}
-    rows, intervals = {name: scored.scores()}, {}
-    if arguments.intervals:
-        from helpers.metrics import bootstrap
-
-        intervals = {name: bootstrap(scored, seed=arguments.seed)}
-        result["intervals"] = intervals[name]
-    if arguments.diversity:
-        from helpers.metrics import diversity
-
-        seen = dataset.captions("train") if "train" in dataset.splits() else None
-        result["diversity"] = diversity(captions, seen)
-    if arguments.baselines:
-        more = baselines(dataset, arguments.split, captioner and captioner.encoder, arguments.metrics)
-        result["baselines"] = more
-        rows |= more
-    sets = {name: dict(captions)}
-    if arguments.clipscore:
-        seen = clip_means(arguments.clipscore, dataset, references, captions)
-        result |= seen
-        rows[name] |= seen
-    if arguments.against:
-        from helpers.metrics import compare
-
-        other, theirs = Path(arguments.against).stem, read_hypotheses(arguments.against)
-        other = f"{other} (other)" if other in rows else other
-        sets[other] = {image: theirs[image] for image in captions if image in theirs}
-        second = score_images(references, sets[other], arguments.metrics)
-        rows[other] = second.scores()
-        result["against"] = {"model": other, **compare(second, scored, seed=arguments.seed)}
-    if arguments.page:
-        from helpers.error_browser import browse, browser_page
-
-        metric = "CIDEr" if len(captions) >= MIN_IMAGES_FOR_CIDER else "ROUGE-L"
-        paths = {image: dataset.path(image) for image in captions}
-        browser_page(arguments.page, browse(references, sets, metric), paths, metric)
-    if arguments.table:
-        save_table(arguments.table, rows, intervals)
-    print(json.dumps(result) if arguments.json else markdown(rows, intervals))
-    for metric, test in result.get("against", {}).items() if not arguments.json else ():
-        if metric != "model":
-            change = f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}]"
-            print(f"{metric}: {name} less {result['against']['model']} {change}, p = {test['p']:.3f}")
-    for image, reason in failed.items():
-        print(reason if image in reason else f"{image}: {reason}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {len(failed) + len(captions)} images could not be read.", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def load_captioner(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Returns the captioner and its decoding options, with everything random seeded."""
-    import torch
-
-    from helpers.captioner import Captioner
-
-    device = pick_device(arguments.device)
-    torch.manual_seed(arguments.seed)
-    return Captioner.load(arguments.model, device=device), decoding_options(vars(arguments))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the command line and runs it. Returns the exit status, 2 when the model or the data cannot be used."""
-    p = parser()
-    arguments = p.parse_args(argv)
-    if clash(vars(arguments)):
-        p.error(CLASH)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
-        return run(arguments)
-    except CaptioningError as error:
-        print(f"helpers.evaluate: error: {error}", file=sys.stderr)
-        return 2
+    "things": how many things at least two people named, an image and a thing each; "recall": which share of these the
+    captions name; "CHAIR-i": of all things that captions name, the share that nobody named; "CHAIR-s": the share of
+    captions with such a thing. Arguments as for `helpers.metrics.evaluate`. Notebook 07, section 12.
+    """
+    there = found = named = false = captions = 0
+    for image, caption in hypotheses.items():
+        people = Counter(thing for reference in references[image] for thing in things(reference))
+        agreed, said = {thing for thing, count in people.items() if count > 1}, things(caption)
+        there += len(agreed)
+        found += len(agreed & said)
+        named += len(said)
+        false += len(said - people.keys())
+        captions += bool(said - people.keys())
+    rates = {"recall": found / max(1, there), "CHAIR-i": false / max(1, named), "CHAIR-s": captions / len(hypotheses)}
+    return {"things": there, **rates}
 
 
 def most_frequent_caption(train_captions: Sequence[str]) -> str:
-    """Returns the training caption that occurs most often, by its words; the earliest of several."""
+    """Returns the training caption that occurs most often, by its words; the earliest of several.
+
+    Notebook 01, section 10.
+    """
     counts = Counter(" ".join(words) for words in tokenize(train_captions) if words)
     if not counts:
         raise CaptioningError("There are no training captions to choose from.")
@@ -267,6 +166,7 @@ def nearest_captions(
 
     train_features: float [M, D], rows in the order of `train_references`; features: float [N, D], rows in the order of
     `images`. Of all the captions of the `neighbours`, the one that shares most with the others is taken.
+    Notebook 01, section 10.
     """
     names = list(train_references)
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
@@ -288,7 +188,10 @@ def nearest_captions(
 
 
 def consensus(captions: Sequence[str]) -> str:
-    """Returns the caption that shares most words and word pairs with the others (mean F1); the first of equals."""
+    """Returns the caption that shares most words and word pairs with the others (mean F1); the first of equals.
+
+    Notebook 01, section 10.
+    """
     grams = [Counter([*words, *zip(words, words[1:], strict=False)]) for words in tokenize(captions)]
 
     def shared(a: Counter, b: Counter) -> float:
@@ -305,7 +208,7 @@ def leave_one_out(
     """Returns metric -> the score of one person's captions against the others', the mean over who is left out.
 
     Scored against one reference fewer than a model is, so it is a little low. Images with one caption are left out.
-    Raises CaptioningError when no image has two captions.
+    Raises CaptioningError when no image has two captions. Notebook 07, section 8.
     """
     several = {image: list(captions) for image, captions in references.items() if len(captions) > 1}
     if not several:
@@ -333,6 +236,7 @@ def baseline_rows(
     """Returns the rows that stand in every table: baseline -> metric -> score on `references`.
 
     "nearest neighbour's caption" is there when the features are given, in the order of the two dicts' images.
+    Notebook 01, section 10.
     """
     usual = most_frequent_caption([caption for captions in train_references.values() for caption in captions])
     rows = {"most frequent caption": evaluate(references, dict.fromkeys(references, usual), metrics)}
@@ -346,6 +250,100 @@ def baseline_rows(
 def _unit(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float32)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def baselines(dataset: Dataset, split: str, encoder: Encoder, metrics: Sequence[str] | None = None) -> dict[str, dict]:
+    """Returns the baseline rows for a split, from the training split of the same dataset. Notebook 01, section 10.
+
+    Raises CaptioningError when the dataset has no training split.
+    """
+    if "train" not in dataset.splits():
+        raise CaptioningError(f"The baselines need the split 'train'; {dataset.name} has {dataset.splits()} here.")
+    given = []
+    for name in ("train", split):
+        captions = dataset.references(name)
+        features = cache_features(encoder, {image: dataset.path(image) for image in captions}, "pooled")
+        given.append(({image: captions[image] for image in features.names}, features[features.names].numpy()))
+    (train, known), (references, asked) = given
+    return baseline_rows(train, references, known, asked, metrics)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line's parser. Notebook 07, section 9."""
+    p = argparse.ArgumentParser(prog="python -m helpers.evaluate", description="Score a captioner on a dataset split.")
+    p.add_argument("--dataset", default="pocket", help="pocket (default), flickr8k, flickr30k, coco or folder")
+    p.add_argument("--data_dir", metavar="DIR", help="where the dataset is; a folder may hold only some splits")
+    p.add_argument("--split", default="dev", help="train, dev (default) or test")
+    p.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/, or its folder")
+    p.add_argument("--metrics", nargs="+", metavar="NAME", help=f"of {', '.join(METRICS)}")
+    p.add_argument("--predictions", metavar="FILE", help="save the captions as image<TAB>caption lines")
+    p.add_argument("--intervals", action="store_true", help="add 95 %% bootstrap intervals over images")
+    p.add_argument("--diversity", action="store_true", help="add how varied the captions are")
+    p.add_argument("--objects", action="store_true", help="add whether the captions name what is there")
+    p.add_argument("--baselines", action="store_true", help="add the baselines' rows (needs the training split)")
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    p.add_argument("--batch_size", type=int, default=64, help="images decoded at once")
+    p.add_argument("--seed", type=int, default=0, help="makes sampling repeatable")
+    p.add_argument("--decoding", type=json.loads, default={}, metavar="JSON",
+                   help="""decoding settings other than the checkpoint's, such as '{"beam_size": 3}'""")  # fmt: skip
+    return p
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read.
+
+    Notebook 07, section 9.
+    """
+    dataset, split = load_dataset(arguments.dataset, arguments.data_dir), arguments.split
+    references = dataset.references(split)
+    for note in dataset.notes:
+        print(f"{dataset.name}: {note}", file=sys.stderr)
+    captioner = Captioner.load(arguments.model, device=pick_device(arguments.device))
+    options = {"generator": torch.Generator().manual_seed(arguments.seed), **arguments.decoding}
+    captions = predict(captioner, dataset, split, batch_size=arguments.batch_size, **options)
+    references = {image: references[image] for image in captions}
+    if arguments.predictions:
+        write_hypotheses(arguments.predictions, captions)
+    scored = score_images(references, captions, arguments.metrics)
+    speed = round(len(captions) / max(captions.seconds, 1e-9), 2)
+    result: dict[str, Any] = {"model": captioner.name, "dataset": dataset.name, "split": split, "images": len(captions)}
+    result |= {**scored.scores(), "captions_per_second": speed}
+    if arguments.intervals:
+        result["intervals"] = bootstrap(scored, seed=arguments.seed)
+    if arguments.diversity:
+        result["diversity"] = diversity(captions, dataset.captions("train") if "train" in dataset.splits() else None)
+    if arguments.objects:
+        result["objects"] = objects(references, captions)
+    if arguments.baselines:
+        result["baselines"] = baselines(dataset, split, captioner.encoder, arguments.metrics)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        rows = {captioner.name: scored.scores(), **result.get("baselines", {})}
+        print(table(rows, {captioner.name: result.get("intervals", {})}).to_string())
+        for name in {"diversity", "objects"} & result.keys():
+            print(table({name: result[name]}).to_string())
+    for image, reason in captions.failed.items():
+        print(reason if image in reason else f"{image}: {reason}", file=sys.stderr)
+    if captions.failed:
+        count = len(captions.failed)
+        print(f"{count} of {count + len(captions)} images could not be read.", file=sys.stderr)
+    return 1 if captions.failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line and runs it. Returns the exit status, 2 when the model or the data cannot be used.
+
+    Notebook 07, section 9.
+    """
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        return run(arguments)
+    except CaptioningError as error:
+        print(f"helpers.evaluate: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

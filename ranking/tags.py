@@ -169,18 +169,19 @@ def add_candidates(
 
     features: [B, R, D]; options: those of `helpers.decoding.decode` that the groups were found with.
     """
-    from helpers.decoding import decode
-    from ranking.constrained import phrase_ids
+    from helpers.decoding import decode, phrase_ids
+    from ranking.constrained import Include
 
     out = [list(group) for group in groups]
     silent: dict[tuple, list[int]] = {}  # images by what is missing and banned; those alike are searched together
     for image, known in enumerate(seen):
         if known is not None and not known.tag.said_in(out[image][0].caption) and phrase_ids(model, known.tag.words):
             silent.setdefault((known.tag.words, known.banned), []).append(image)
-    options = {name: value for name, value in options.items() if name not in ("trace", "groups", "diversity")}
+    options = {name: value for name, value in options.items() if name != "trace"}
     for (words, ruled_out), images in silent.items():
         banned = [*options.get("banned", ()), *ruled_out]
-        found = decode(model, features[images], **{**options, "banned": banned}, include=[words] * len(images))
+        constraint = Include(model, [words] * len(images))
+        found = decode(model, features[images], **{**options, "banned": banned}, constraint=constraint)
         for image, group in zip(images, found, strict=True):
             out[image] += group
     return out

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.beam import Rules
 from helpers.decoding import decode
 from helpers.files import CaptioningError
-from ranking.constrained import Constrained, padded
+from ranking.constrained import Include
 from tests.test_decoding import END, START, Toy, score_of, toy_features
 from tests.toy_captioners import features as world_features
 from tests.toy_captioners import small_model
@@ -22,19 +21,13 @@ PHRASES = [[3], [4, 3], [0, 1, 4]]
 few = settings(max_examples=12, deadline=None)
 
 
-def search(toy: Toy, features, phrases, size: int, depth: int, penalty: float = 0.7, **rules):
+def search(toy: Toy, features, phrases, size: int, depth: int, penalty: float = 0.7):
     """Returns for each image a list of (tokens, score), best first."""
-    log_probs, state = toy.step(torch.full((len(features),), START), toy.start(features))
-    history = torch.zeros(len(features), 0, dtype=torch.long)
-    words = padded([phrases] * len(features), features.device)
-    found = Constrained(END, size, depth, penalty).search(toy, log_probs, state, Rules(END, **rules), history, words)
-    out = []
-    for tokens, totals, lengths in zip(
-        found.tokens.tolist(), found.totals.tolist(), found.lengths.tolist(), strict=True
-    ):
-        kept = [(tuple(t[:n]), s / n**penalty) for t, s, n in zip(tokens, totals, lengths, strict=True) if n]
-        out.append(sorted(kept, key=lambda item: -item[1]))
-    return out
+    ids = {str(phrase): phrase for phrase in phrases}
+    toy.tokenizer = type("Tokenizer", (), {"encode": lambda self, text: ids[text], "decode": str})()
+    options = {"beam_size": size, "max_length": depth, "length_penalty": penalty}
+    found = decode(toy, features, constraint=Include(toy, [list(ids)] * len(features)), **options)
+    return [[(tuple(h.tokens), h.score) for h in group] for group in found]
 
 
 def says(tokens, phrases) -> bool:
@@ -110,7 +103,7 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
 def test_captions_of_a_model_say_a_word_each(kind) -> None:
     model, photos = small_model(kind, seed=3), torch.from_numpy(world_features("t").array)[:3]
     include = [["bird"], ["sleeps", "zeppelin"], ["cat", "dog"]]
-    found = decode(model, photos, beam_size=3, max_length=8, include=include, banned=["blue"])
+    found = decode(model, photos, beam_size=3, max_length=8, constraint=Include(model, include), banned=["blue"])
     for group, words in zip(found, include, strict=True):
         assert len(group) == 3
         for h in group:
@@ -127,20 +120,16 @@ def test_captions_of_a_model_say_a_word_each(kind) -> None:
 
 def test_a_phrase_that_does_not_fit_gives_no_caption() -> None:
     model, photos = small_model(), torch.from_numpy(world_features("t").array)[:2]
-    short, long = decode(model, photos, beam_size=2, max_length=2, include=[["dog"], ["the dog that runs"]])
+    constraint = Include(model, [["dog"], ["the dog that runs"]])
+    short, long = decode(model, photos, beam_size=2, max_length=2, constraint=constraint)
     assert short and all("dog" in h.caption for h in short) and long == []
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"include": [["dog"]]}, "include: words for each image"),
-        ({"include": [["dog"], ["cat"]], "method": "greedy"}, "with method 'beam'"),
-        ({"include": [["dog"], ["cat"]], "groups": 2, "beam_size": 4}, "one group"),
-        ({"include": [["dog"], ["zeppelin"]]}, "Image 2 has no word to include"),
-        ({"include": [["dog"], []]}, "Image 2 has no word to include"),
-    ],
-)
-def test_what_cannot_be_included_is_named(options, message) -> None:
-    with pytest.raises(CaptioningError, match=message):
-        decode(small_model(), torch.from_numpy(world_features("t").array)[:2], **options)
+def test_what_cannot_be_included_is_named() -> None:
+    model, photos = small_model(), torch.from_numpy(world_features("t").array)[:1]
+    for words in (["zeppelin"], []):
+        with pytest.raises(CaptioningError, match="Image 2 has no word to include"):
+            Include(model, [["dog"], words])
+    for options in ({"method": "greedy"}, {"trace": []}):
+        with pytest.raises(CaptioningError, match="with method 'beam' and no trace"):
+            decode(model, photos, constraint=Include(model, [["dog"]]), **options)

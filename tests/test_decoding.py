@@ -70,7 +70,7 @@ def score_of(toy: Toy, features, tokens, prompt=()) -> list[float]:
     return out[len(prompt) :]
 
 
-def plain_beam(toy: Toy, features, size, max_length, penalty, early):
+def plain_beam(toy: Toy, features, size, max_length, penalty):
     """Beam search of one image with Python lists: the definition, to hold the tensors against."""
     beams, done = [((), 0.0)], []
     for length in range(1, max_length + 1):
@@ -87,8 +87,7 @@ def plain_beam(toy: Toy, features, size, max_length, penalty, early):
                 done.append((tokens, total / length**penalty))
         done = sorted(done, key=lambda d: -d[1])[:size]
         beams = [c for c in candidates if c[0][-1] != END][:size]
-        bound = beams[0][1] / (max_length if early == "never" and penalty > 0 else length) ** penalty
-        if len(done) == size and (early is True or size == 1 or bound <= done[-1][1]):
+        if len(done) == size and (size == 1 or beams[0][1] / length**penalty <= done[-1][1]):
             break
     return done
 
@@ -139,12 +138,12 @@ def test_a_beam_as_wide_as_the_tree_finds_what_brute_force_finds(seed, penalty, 
 
 
 @few
-@given(toys, seeds, st.integers(2, 6), st.sampled_from([0.0, 0.7, 2.0]), st.sampled_from([True, False, "never"]))
-def test_beam_search_equals_its_definition(toy, seed, size, penalty, early):
+@given(toys, seeds, st.integers(2, 6), st.sampled_from([0.0, 0.7, 2.0]))
+def test_beam_search_equals_its_definition(toy, seed, size, penalty):
     features = toy_features(seed, 3)
-    found = decode(toy, features, beam_size=size, max_length=6, length_penalty=penalty, early_stopping=early)
+    found = decode(toy, features, beam_size=size, max_length=6, length_penalty=penalty)
     for image, hypotheses in zip(features, found, strict=True):
-        expected = plain_beam(toy, image, size, 6, penalty, early)
+        expected = plain_beam(toy, image, size, 6, penalty)
         assert [tuple(h.tokens) for h in hypotheses] == [tokens for tokens, _ in expected]
         assert [h.score for h in hypotheses] == pytest.approx([score for _, score in expected])
 
@@ -154,7 +153,7 @@ def test_beam_search_equals_its_definition(toy, seed, size, penalty, early):
     toys, seeds, st.integers(2, 6),
     st.sampled_from(
         [
-            ("greedy", {}), ("beam", {"beam_size": 3}), ("beam", {"beam_size": 4, "groups": 2, "diversity": 1.0}),
+            ("greedy", {}), ("beam", {"beam_size": 3}),
             ("sample", {"samples": 3, "top_p": 0.8}), ("sample", {"samples": 1, "repetition_penalty": 1.3}),
         ]
     ),
@@ -166,11 +165,10 @@ def test_a_batch_gives_what_its_images_give_alone(toy, seed, images, how):
     together = decode(toy, features, method, generator=torch.Generator().manual_seed(seed), **options)
     draw = torch.Generator().manual_seed(seed)
     alone = [decode(toy, image[None], method, generator=draw, **options)[0] for image in features]
-    split = decode(toy, features, method, generator=torch.Generator().manual_seed(seed), max_rows=4, **options)
-    for a, b, c in zip(together, alone, split, strict=True):
-        assert [h.tokens for h in a] == [h.tokens for h in b] == [h.tokens for h in c]
+    for a, b in zip(together, alone, strict=True):
+        assert [h.tokens for h in a] == [h.tokens for h in b]
         assert [h.score for h in a] == pytest.approx([h.score for h in b])
-        assert [h.token_log_probs for h in a] == [pytest.approx(h.token_log_probs) for h in c]
+        assert [h.token_log_probs for h in a] == [pytest.approx(h.token_log_probs) for h in b]
 
 
 @few
@@ -237,7 +235,7 @@ class Timed(Toy):
 def test_finished_images_leave_the_batch(method, options, width):
     toy, features = Timed(0), toy_features(0, 6)
     features[:, 0, 0] = torch.tensor([1.0, 1.0, 3.0, 3.0, 9.0, 9.0])
-    found = decode(toy, features, method, max_length=6, early_stopping=True, **options)
+    found = decode(toy, features, method, max_length=6, **options)
     assert [len(group[0].tokens) for group in found] == [1, 1, 3, 3, 6, 6]
     assert [group[0].finished for group in found] == [True] * 4 + [False] * 2
     # At its end an image has one certain end a beam, so a beam search of three is done a step later or two.
@@ -254,48 +252,6 @@ def test_unfinished_beams_are_better_than_no_caption():
 def test_several_captions_an_image_are_different():
     for group in decode(Toy(5, 9, sharpness=1.0), toy_features(2, 5), beam_size=6, max_length=8):
         assert len(group) == len({tuple(h.tokens) for h in group}) == 6
-
-
-# -- diverse groups ------------------------------------------------------------------------------------------------
-
-
-def test_groups_without_diversity_are_the_same_search_twice():
-    toy, features = Toy(8, 9), toy_features(3, 4)
-    one = decode(toy, features, beam_size=3, max_length=7)
-    two = decode(toy, features, beam_size=6, groups=2, diversity=0.0, max_length=7)
-    for a, b in zip(one, two, strict=True):
-        assert sorted([h.tokens for h in a] * 2) == sorted(h.tokens for h in b)
-
-
-def test_groups_of_one_with_much_diversity_begin_differently():
-    found = decode(Toy(8, 9), toy_features(3, 5), beam_size=4, groups=4, diversity=1e3, max_length=7)
-    for group in found:
-        assert len({h.tokens[0] for h in group}) == 4
-        assert all(h.score == pytest.approx(h.log_prob / len(h.tokens) ** 0.7) for h in group)  # no penalty in a score
-
-
-@few
-@given(seeds, st.sampled_from([0.3, 1.0, 5.0]))
-def test_diverse_greedy_groups_equal_their_definition(seed, diversity):
-    """Vijayakumar et al. 2018, algorithm 1, with one beam a group and Hamming diversity."""
-    toy, features, G, T = Toy(seed, 7, sharpness=1.0), toy_features(seed, 3), 3, 5
-    found = decode(toy, features, beam_size=G, groups=G, diversity=diversity, max_length=T)
-    for image, group in zip(features, found, strict=True):
-        paths: list[list[int]] = [[] for _ in range(G)]
-        for _ in range(T):
-            said = torch.zeros(7, dtype=torch.float64)
-            for path in paths:
-                if path and path[-1] == END:
-                    continue
-                state, previous = toy.start(image[None]), START
-                for token in [*path, None]:
-                    log_probs, state = toy.step(torch.tensor([previous]), state)
-                    previous = token
-                path.append((log_probs[0] - diversity * said).argmax().item())
-                candidates = (log_probs[0] - diversity * said).topk(2).indices.tolist()
-                running = [c for c in candidates if c != END][:1]  # a group's beam goes on beside its end
-                said[running] += 1
-        assert sorted(paths) == sorted(h.tokens for h in group)
 
 
 # -- rules ---------------------------------------------------------------------------------------------------------
@@ -494,10 +450,10 @@ def test_a_banned_word_the_model_cannot_say_bans_nothing():
 
 
 @few
-@given(toys, seeds, st.sampled_from([1, 2]))
-def test_the_trace_holds_every_caption_and_adds_up(toy, seed, groups):
+@given(toys, seeds)
+def test_the_trace_holds_every_caption_and_adds_up(toy, seed):
     features, traces = toy_features(seed, 3), []
-    found = decode(toy, features, beam_size=4, groups=groups, max_length=6, max_rows=8, trace=traces)
+    found = decode(toy, features, beam_size=4, max_length=6, trace=traces)
     assert len(traces) == 3
     for image, group, trace in zip(features, found, traces, strict=True):
         for h in group:
@@ -507,7 +463,7 @@ def test_the_trace_holds_every_caption_and_adds_up(toy, seed, groups):
             path = trace.path(place)
             assert len(path) == node.step + 1
             assert node.total == pytest.approx(sum(trace.nodes[p].log_prob for p in path))
-            assert all(trace.nodes[p].kind == "kept" and trace.nodes[p].group == node.group for p in path[:-1])
+            assert all(trace.nodes[p].kind == "kept" for p in path[:-1])
         for step in range(5):
             kept = [n for n in trace.nodes if n.step == step and n.kind == "kept"]
             assert len(kept) <= 4
@@ -517,50 +473,11 @@ def test_the_trace_holds_every_caption_and_adds_up(toy, seed, groups):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("more than 8 rows"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
-)
-def test_a_batch_too_large_for_the_memory_is_split(error):
-    class Small(Toy):
-        def step(self, tokens, state):
-            if len(tokens) > 8:
-                raise error
-            return super().step(tokens, state)
-
-    small, features = Small(2), toy_features(0, 7)
-    for method, options in (("beam", {"beam_size": 4}), ("sample", {"samples": 3, "seed": 5}), ("greedy", {})):
-        expected = decode(Toy(2), features, method, **options)
-        found = decode(small, features, method, **options)
-        assert [[h.tokens for h in g] for g in found] == [[h.tokens for h in g] for g in expected]
-    with pytest.raises(type(error), match=str(error)[:12]):
-        decode(small, features, beam_size=9)  # one image alone is too much
-
-
-def test_another_error_is_no_reason_to_split():
-    class Broken(Toy):
-        def step(self, tokens, state):
-            self.rows.append(len(tokens))
-            raise RuntimeError("sizes do not match")
-
-    broken = Broken(2)
-    with pytest.raises(RuntimeError, match="sizes do not match"):
-        decode(broken, toy_features(0, 7))
-    assert broken.rows == [7]
-
-
-def test_max_rows_bounds_the_rows():
-    toy = Toy(2)
-    decode(toy, toy_features(0, 7), beam_size=3, max_rows=8)
-    assert max(toy.rows) == 6
-    assert len(decode(toy, toy_features(0, 2), beam_size=5, max_rows=1)) == 2  # an image is never split
-
-
-@pytest.mark.parametrize(
     "options",
     [
-        {"beam_size": 0}, {"beam_size": 4, "groups": 3}, {"samples": 0}, {"max_length": 0}, {"temperature": 0.0},
+        {"beam_size": 0}, {"samples": 0}, {"max_length": 0}, {"temperature": 0.0},
         {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"repetition_penalty": 0.0},
-        {"min_length": 9, "max_length": 8}, {"no_repeat_ngram": -1}, {"diversity": -1.0}, {"max_rows": 0},
-        {"early_stopping": "soon"}, {"method": "bean"}, {"banned": [99]},
+        {"min_length": 9, "max_length": 8}, {"no_repeat_ngram": -1}, {"method": "bean"}, {"banned": [99]},
     ],
     ids=str,
 )  # fmt: skip

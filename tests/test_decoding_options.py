@@ -1,4 +1,4 @@
-"""The decoding options of the three front doors: command line, evaluation, service."""
+"""The decoding options of the front doors: command line, page, service."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import inspect
 import pytest
 
 import generate_caption
+from generate_caption import OPTIONS, SAMPLING, add_options, clash, decoding_options
 from helpers import captioner as checkpoint_config
-from helpers import evaluate
-from helpers.decoding import OPTIONS, SAMPLING, add_options, clash, decode, decoding_options
+from helpers.decoding import decode
 from ranking.rerank import rerank
 
 
@@ -69,12 +69,5 @@ def test_each_is_known_to_decoding_or_ranking_and_to_checkpoints() -> None:
     assert set(OPTIONS) <= {*checkpoint_config.DECODING, "prompt"}
 
 
-@pytest.mark.parametrize("parser", [generate_caption.parser, evaluate.parser])
-def test_both_command_lines_take_them_all(parser) -> None:
-    assert set(OPTIONS) <= {action.dest for action in parser()._actions}
-
-
-def test_evaluation_refuses_a_clash(capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        evaluate.main(["--model", "cnn-lstm", "--beam_size", "3", "--top_p", "0.9"])
-    assert "choose" in capsys.readouterr().err
+def test_the_command_line_takes_them_all() -> None:
+    assert set(OPTIONS) <= {action.dest for action in generate_caption.parser()._actions}

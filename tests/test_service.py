@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 import generate_caption
 import serve
+from generate_caption import OPTIONS
 from helpers.captioner import Captioner
-from helpers.decoding import OPTIONS
 from tests.nasty_images import make_corpus
 from tests.test_captioner import write
 
