@@ -301,6 +301,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{dataset.name}: {note}", file=sys.stderr)
     captioner = Captioner.load(arguments.model, device=pick_device(arguments.device))
     options = {"generator": torch.Generator().manual_seed(arguments.seed), **arguments.decoding}
+    shown = json.dumps({**captioner.decoding, **arguments.decoding})
+    print(f"settings: split {split}, seed {arguments.seed}, decoding {shown}", file=sys.stderr)
     captions = predict(captioner, dataset, split, batch_size=arguments.batch_size, **options)
     references = {image: references[image] for image in captions}
     if arguments.predictions:

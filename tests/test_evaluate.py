@@ -77,7 +77,8 @@ def test_the_predictions_are_the_models_captions(folder: Path, captioner: Captio
 
 def test_the_command_prints_what_design_asks_for(folder: Path, captioner: Captioner, capsys) -> None:
     saved = folder / "out" / "dev.tsv"
-    result, _ = run(folder, capsys, "--model", "toy", "--split", "dev", "--predictions", str(saved))
+    result, err = run(folder, capsys, "--model", "toy", "--split", "dev", "--predictions", str(saved))
+    assert "settings: split dev, seed 0" in err and '"beam_size": 3, "max_length": 8' in err
     names = ["model", "dataset", "split", "images", *metrics.BLEU, "ROUGE-L", "CIDEr", "captions_per_second"]
     assert list(result) == names
     assert [result[name] for name in names[:4]] == ["toy", "flickr8k", "dev", 27]
