@@ -12,9 +12,11 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -23,6 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+
+from helpers.clipcap import ClipCap  # noqa: E402
+from helpers.encoders import load_encoder  # noqa: E402
+from helpers.language_models import new_pocket_gpt2, save_language_model  # noqa: E402
+from helpers.losses import CrossEntropy  # noqa: E402
+from helpers.text import Batch, teacher_forcing_batch  # noqa: E402
+from pocket_scenes.scenes import draw_scene  # noqa: E402
 
 FIXED = 40  # tokens a caption
 
@@ -38,14 +47,11 @@ class Work:
     kind: str  # "grid" or "pooled"
 
 
-def obvious_loss(model, encoder, work: Work, encode: bool) -> Tensor:
-    """Mean loss a token, every caption by itself and 40 tokens long; with `encode` also the picture, once a caption."""
+def obvious_loss(model, encoder, work: Work) -> Tensor:
+    """Mean loss a token, every caption by itself and 40 tokens long, and the picture encoded once a caption."""
     N, end = len(work.captions), model.end_id
-    if encode:
-        features = torch.cat([encoder.features(work.pixels[i : i + 1], work.kind) for i in work.row.tolist()])
-        features = features.view(N, -1, features.shape[-1])
-    else:
-        features = work.features[work.row]  # [N, R, D]
+    features = torch.cat([encoder.features(work.pixels[i : i + 1], work.kind) for i in work.row.tolist()])
+    features = features.view(N, -1, features.shape[-1])
     tokens = torch.full((N, FIXED), end)
     labels = torch.full((N, FIXED), -100)
     for number, caption in enumerate(work.captions):
@@ -58,14 +64,10 @@ def obvious_loss(model, encoder, work: Work, encode: bool) -> Tensor:
     return F.cross_entropy(logits[:, P - 1 : -1].flatten(0, 1), labels.flatten())
 
 
-def our_loss(model, work: Work, share: bool = True) -> Tensor:
-    """Mean loss a token of our own training step; without `share` each caption has its own prefix."""
-    from helpers.losses import CrossEntropy
-    from helpers.text import Batch, teacher_forcing_batch
-
+def our_loss(model, work: Work) -> Tensor:
+    """Mean loss a token of our own training step."""
     inputs, labels = teacher_forcing_batch(work.captions, None, model.end_id)
-    features, row = (work.features, work.row) if share else (work.features[work.row], torch.arange(len(work.row)))
-    loss, count, _ = CrossEntropy()(model, Batch([], features, row, inputs, labels))
+    loss, count, _ = CrossEntropy()(model, Batch([], work.features, work.row, inputs, labels))
     return loss / count
 
 
@@ -86,12 +88,6 @@ def captions_per_second(model, rounds: int, work: Work, losses: dict[str, Callab
 
 def build(mapper: str, images: int, encoder) -> tuple[torch.nn.Module, Work]:
     """Returns a ClipCap of the shipped sizes (weights at random) and a batch: scenes with their five captions."""
-    import tempfile
-
-    from helpers.clipcap import ClipCap
-    from helpers.language_models import new_pocket_gpt2, save_language_model
-    from pocket_scenes.scenes import draw_scene
-
     scenes = [draw_scene(f"benchmark {number}")[:2] for number in range(images)]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,8 +106,6 @@ def build(mapper: str, images: int, encoder) -> tuple[torch.nn.Module, Work]:
 
 
 def main() -> None:
-    from helpers.encoders import load_encoder
-
     parser = argparse.ArgumentParser(description="ClipCap's training step against the obvious one.")
     parser.add_argument("--images", type=int, default=32, help="in a batch, five captions each (default: 32)")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each kind (default: 5)")
@@ -122,10 +116,8 @@ def main() -> None:
     for mapper, title in titles.items():
         model, work = build(mapper, options.images, encoder)
         losses = {
-            f"padded to {FIXED}, encoded once a caption": lambda m=model, w=work: obvious_loss(m, encoder, w, True),
-            f"padded to {FIXED}, features cached": lambda m=model, w=work: obvious_loss(m, encoder, w, False),
-            "padded to the longest, features cached": lambda m=model, w=work: our_loss(m, w, share=False),
-            "and the prefix shared: our step": lambda m=model, w=work: our_loss(m, w),
+            "the obvious step": partial(obvious_loss, model, encoder, work),
+            "our step": partial(our_loss, model, work),
         }
         speeds = captions_per_second(model, options.rounds, work, losses)
         slowest = next(iter(speeds.values()))
