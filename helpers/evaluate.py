@@ -160,30 +160,23 @@ def nearest_captions(
     train_references: Mapping[str, Sequence[str]],
     features: np.ndarray,
     images: Sequence[str],
-    neighbours: int = 1,
 ) -> dict[str, str]:
-    """Returns image -> a caption of its nearest training images by cosine (Devlin et al. 2015, sections 2 and 3).
+    """Returns image -> a caption of its nearest training image by cosine (Devlin et al. 2015, sections 2 and 3).
 
     train_features: float [M, D], rows in the order of `train_references`; features: float [N, D], rows in the order of
-    `images`. Of all the captions of the `neighbours`, the one that shares most with the others is taken.
-    Notebook 01, section 10.
+    `images`. Of that image's captions the one that shares most with the others is taken. Notebook 01, section 10.
     """
     names = list(train_references)
-    if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
+    shapes = (train_features.shape, features.shape)
+    width = train_features.shape[-1]
+    if shapes != ((len(names), width), (len(images), width)):
         raise CaptioningError(
-            f"Features should be [images, width] with one width, not {train_features.shape} and {features.shape}. "
-            "Average a grid over its regions first."
+            f"Features of {len(names)} and {len(images)} images should be [images, width] with one width, not "
+            f"{shapes}. Average a grid over its regions first."
         )
-    if len(names) != len(train_features) or len(images) != len(features) or not names:
-        raise CaptioningError(
-            f"{len(train_features)} and {len(features)} rows of features for {len(names)} and {len(images)} images."
-        )
-    known, asked = _unit(train_features), _unit(features)
-    out = {}
-    for start in range(0, len(images), 256):
-        near = np.argsort(-(asked[start : start + 256] @ known.T), axis=1, kind="stable")[:, :neighbours]
-        for image, rows in zip(images[start : start + 256], near, strict=True):
-            out[image] = consensus([caption for row in rows for caption in train_references[names[row]]])
+    known, out = _unit(train_features), {}
+    for image, vector in zip(images, _unit(features), strict=True):
+        out[image] = consensus(train_references[names[int(np.argmax(known @ vector))]])
     return out
 
 
@@ -213,15 +206,13 @@ def leave_one_out(
     several = {image: list(captions) for image, captions in references.items() if len(captions) > 1}
     if not several:
         raise CaptioningError("One person against the others needs images with at least two captions.")
-    people = min(map(len, several.values()))
     rounds = []
-    for person in range(people):
+    for person in range(min(map(len, several.values()))):
         others = {image: captions[:person] + captions[person + 1 :] for image, captions in several.items()}
         rounds.append(evaluate(others, {image: captions[person] for image, captions in several.items()}, metrics))
+    skipped = {metric for scores in rounds for metric, score in scores.items() if score is None}
     return {
-        metric: None
-        if any(scores[metric] is None for scores in rounds)
-        else float(np.mean([s[metric] for s in rounds]))
+        metric: None if metric in skipped else float(np.mean([scores[metric] for scores in rounds]))
         for metric in rounds[0]
     }
 

@@ -15,9 +15,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ MIN_IMAGES_FOR_CIDER = 10
 # paraphrase match; alpha weighs precision against recall, beta and gamma the word order, delta content words.
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+Captions, References = Mapping[str, str], Mapping[str, Sequence[str]]  # by the image's name
 log = logging.getLogger(__name__)
 
 
@@ -51,13 +51,12 @@ class Scored:
     """What each image brings to each score, so that any resample of the images is scored by adding rows.
 
     images: names, N of them. rows: float64 arrays; "BLEU" [N, 10] (see `bleu_counts`), "METEOR" [N, 23], the others
-    [N, 1]. skipped: metric -> why it has no score. Notebook 07, section 9.
+    [N, 1]. A metric that was skipped has none. Notebook 07, section 9.
     """
 
     images: list[str]
     metrics: tuple[str, ...]
     rows: dict[str, np.ndarray]
-    skipped: dict[str, str] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float | None]:
         """Returns metric -> score over all images, as a fraction; None for a metric that was skipped."""
@@ -77,17 +76,14 @@ class Scored:
         for metric in self.metrics:
             if metric in BLEU:
                 values[metric] = bleu_from_counts(totals["BLEU"])[..., BLEU.index(metric)]
-            elif metric == "METEOR" and metric in totals:
-                values[metric] = meteor_from_counts(totals[metric])
             elif metric in totals:
-                values[metric] = totals[metric][..., 0] / count
+                rows = totals[metric]
+                values[metric] = meteor_from_counts(rows) if metric == "METEOR" else rows[..., 0] / count
         return values
 
 
-def evaluate(
-    references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, str], metrics: Sequence[str] | None = None
-) -> dict[str, float | None]:
-    """Returns metric -> score as a fraction (0.21, not 21), equal to coco-caption's.
+def evaluate(references: References, hypotheses: Captions, metrics: Sequence[str] | None = None) -> dict:
+    """Returns metric -> score as a fraction (0.21, not 21) or None, equal to coco-caption's.
 
     references: image -> its captions; hypotheses: image -> one caption. metrics: names of METRICS ("BLEU" for all
     four); None for all. A metric that cannot be had (METEOR without Java, CIDEr on too few images) is None, and the
@@ -97,51 +93,42 @@ def evaluate(
     return score_images(references, hypotheses, metrics).scores()
 
 
-def score_images(
-    references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, str], metrics: Sequence[str] | None = None
-) -> Scored:
+def score_images(references: References, hypotheses: Captions, metrics: Sequence[str] | None = None) -> Scored:
     """Returns what each image brings to each score; arguments and errors as for `evaluate`. Notebook 07, section 3."""
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     wanted = _metric_names(metrics)
     _check_images(references, hypotheses)
-    images = list(hypotheses)
-    refs = {image: tokenize(references[image]) for image in images}
-    hyps = {image: list(ptb_tokenize(hypotheses[image])) for image in images}
-    gts = {image: [" ".join(words) for words in refs[image]] for image in images}
-    res = {image: [" ".join(hyps[image])] for image in images}
-    rows, skipped = {}, {}
+    refs = {image: tokenize(references[image]) for image in hypotheses}
+    hyps = {image: list(ptb_tokenize(caption)) for image, caption in hypotheses.items()}
+    gts = {image: [" ".join(words) for words in refs[image]] for image in hypotheses}
+    res = {image: [" ".join(words)] for image, words in hyps.items()}
+    rows = {}
     if set(wanted) & set(BLEU):
         rows["BLEU"] = bleu_counts(refs, hyps)
     if "ROUGE-L" in wanted:
         rows["ROUGE-L"] = Rouge().compute_score(gts, res)[1][:, None]
-    if "CIDEr" in wanted and len(images) >= MIN_IMAGES_FOR_CIDER:
+    if "CIDEr" in wanted and len(hyps) >= MIN_IMAGES_FOR_CIDER:
         rows["CIDEr"] = Cider().compute_score(gts, res)[1][:, None]
     elif "CIDEr" in wanted:
-        skipped["CIDEr"] = (
-            f"CIDEr skipped: it needs at least {MIN_IMAGES_FOR_CIDER} images, and there are {len(images)}. It weighs "
-            "words by how few images have them, which means nothing over so few (with one image it is always 0)."
-        )
+        reason = f"CIDEr skipped: it weighs words by at least {MIN_IMAGES_FOR_CIDER} images, and there are {len(hyps)}."
         if metrics is not None:
-            raise CaptioningError(skipped["CIDEr"])
+            raise CaptioningError(reason)
+        log.warning("%s", reason)
     if "METEOR" in wanted:
         try:
             rows["METEOR"] = meteor_counts(gts, {image: caption for image, (caption,) in res.items()})
         except CaptioningError as error:
-            skipped["METEOR"] = str(error)
-    for reason in skipped.values():
-        log.warning("%s", reason)
-    return Scored(images, wanted, rows, skipped)
+            log.warning("%s", error)
+    return Scored(list(hypotheses), wanted, rows)
 
 
 def bleu_counts(refs: Mapping[str, list[list[str]]], hyps: Mapping[str, list[str]]) -> np.ndarray:
     """Returns float64 [N, 10]: n-grams of the caption that the references have (n = 1..4), n-grams of the caption
-    (n = 1..4), its length, and the reference length closest to it (the shorter one of two as close).
+    (n = 1..4), its length, and the reference length closest to it (Papineni et al. 2002, section 2).
 
-    Papineni et al. 2002, sections 2.1 and 2.2. The clipped counts and the closest length are nltk's; nltk counts one
-    n-gram where a caption has fewer than n words and coco-caption none, so the number of n-grams is ours.
-    Notebook 07, section 2.
+    The number of n-grams is ours: where a caption has fewer than n words, nltk counts one. Notebook 07, section 2.
     """
     from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
@@ -154,10 +141,7 @@ def bleu_counts(refs: Mapping[str, list[list[str]]], hyps: Mapping[str, list[str
 
 
 def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
-    """Returns BLEU-1..4 [..., 4] from counts [..., 10], summed over images (Papineni et al. 2002, section 2.3).
-
-    Notebook 07, section 2.
-    """
+    """Returns BLEU-1..4 [..., 4] from counts [..., 10], of one image or summed over images. Notebook 07, section 2."""
     matches, grams, length, reference = counts[..., 0:4], counts[..., 4:8], counts[..., 8], counts[..., 9]
     # coco-caption's guards against division by zero; its scores of a few short captions are not equal without them
     precision = (matches + 1e-15) / (grams + 1e-9)
@@ -166,23 +150,18 @@ def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
     return np.cumprod(precision, axis=-1) ** (1.0 / np.arange(1, 5)) * brevity[..., None]
 
 
-def no_java() -> str | None:
-    """Returns why METEOR cannot be had, or None where there is Java. Notebook 07, section 4."""
-    if shutil.which("java"):
-        return None
-    return "there is no Java here; install one (Debian, Colab: `apt-get install default-jre-headless`)"
-
-
 def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, str]) -> np.ndarray:
     """Returns METEOR's 23 counts an image, float64 [N, 23], from the program that pycocoevalcap carries.
 
-    Captions are tokenised, words apart by a space. All lines go in at once and come back at once, so a program that
-    dies ends in a CaptioningError and never in a wait. Notebook 07, section 4.
+    Captions are tokenised, words apart by a space. All lines go in at once, so a program that dies is not waited for:
+    it ends in a CaptioningError. Notebook 07, section 4.
     """
     import pycocoevalcap.meteor.meteor as meteor
 
-    if no_java():
-        raise CaptioningError(f"METEOR skipped: {no_java()}.")
+    if not shutil.which("java"):
+        raise CaptioningError(
+            "METEOR skipped: there is no Java (Debian, Colab: `apt-get install default-jre-headless`)."
+        )
     jar = Path(meteor.__file__).parent / "meteor-1.5.jar"
     lines = [f"SCORE ||| {' ||| '.join(references[image])} ||| {caption}\n" for image, caption in hypotheses.items()]
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -200,10 +179,7 @@ def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, 
 
 
 def meteor_from_counts(counts: np.ndarray) -> np.ndarray:
-    """Returns METEOR [...] from counts [..., 23], of one image or summed over images (Denkowski and Lavie 2014).
-
-    Notebook 07, section 4.
-    """
+    """Returns METEOR [...] from counts [..., 23], of one image or summed over images. Notebook 07, section 4."""
     lengths, functions = counts[..., 0:2], counts[..., 2:4]  # [..., 2]: of the caption, of the reference
     matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # match, content or function, caption or reference
     chunks, matched = counts[..., 20], counts[..., 21:23]
@@ -224,53 +200,42 @@ def _metric_names(metrics: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _check_images(references: Mapping, hypotheses: Mapping) -> None:
+def _check_images(references: References, hypotheses: Captions) -> None:
     if not hypotheses:
         raise CaptioningError("There are no captions to score: hypotheses is empty. Give a dict of image -> caption.")
-    bare = [image for image in hypotheses if not references.get(image)]
-    if bare:
-        raise CaptioningError(f"{len(bare)} captioned images have no reference captions, the first is {bare[0]!r}.")
-    absent = [image for image in references if image not in hypotheses]
-    if absent:
-        raise CaptioningError(
-            f"{len(absent)} images with references have no caption to score, the first is {absent[0]!r}. Caption them "
-            "too, or leave them out of the references: scores over different images cannot be compared."
-        )
-    for image in references:
-        if isinstance(references[image], str) or not isinstance(hypotheses[image], str):
+    for image in hypotheses:
+        if not references.get(image):
+            raise CaptioningError(f"The captioned image {image!r} has no reference captions.")
+    for image, captions in references.items():
+        if image not in hypotheses:
+            raise CaptioningError(f"The image {image!r} has no caption to score; its references want one.")
+        if isinstance(captions, str) or not isinstance(hypotheses[image], str):
             raise CaptioningError(f"{image!r} should have a list of references and one caption, a string, to score.")
 
 
-def bootstrap(
-    scored: Scored, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Returns metric -> (low, high): the percentile interval of its score over resampled images.
+def bootstrap(scored: Scored, samples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Returns metric -> (low, high): the 95 % percentile interval of its score over resampled images.
 
-    Efron and Tibshirani 1993, chapter 13; for BLEU, Koehn 2004, section 3. Raises CaptioningError on fewer than two
-    images. Notebook 07, section 9.
+    Efron and Tibshirani 1993, chapter 13. Raises CaptioningError on fewer than two images. Notebook 07, section 9.
     """
-    tail = 100 * (1 - level) / 2
     values = scored.weighted(_resamples(len(scored.images), samples, seed))
-    return {name: tuple(np.percentile(v, [tail, 100 - tail]).tolist()) for name, v in values.items()}
+    return {name: tuple(np.percentile(v, [2.5, 97.5]).tolist()) for name, v in values.items()}
 
 
-def compare(
-    first: Scored, second: Scored, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Returns metric -> {"difference", "low", "high", "p"} of `second` minus `first` on the same images.
+def compare(first: Scored, second: Scored, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Returns metric -> {"difference", "low", "high", "p"} of `second` minus `first`, of the same metrics and images.
 
-    low, high: the paired bootstrap interval of the difference (Koehn 2004, section 4). p: approximate randomisation,
-    two-sided: how often swapping the two models' captions on a random half of the images gives a difference as large
-    (Riezler and Maxwell 2005, section 4). Raises CaptioningError when the images differ. Notebook 07, section 9.
+    low, high: the paired 95 % bootstrap interval of the difference (Koehn 2004, section 4). p: approximate
+    randomisation, two-sided: how often swapping the two models' captions on a random half of the images gives a
+    difference as large (Riezler and Maxwell 2005, section 4). Raises CaptioningError when the images differ.
+    Notebook 07, section 9.
     """
     if sorted(first.images) != sorted(second.images):
         raise CaptioningError("The two models captioned different images; a paired test needs the same ones.")
-    place = {image: row for row, image in enumerate(second.images)}
+    N, place = len(first.images), {image: row for row, image in enumerate(second.images)}
     order = [place[image] for image in first.images]
-    rows = {name: np.concatenate([first.rows[name], second.rows[name][order]])
-            for name in first.rows if name in second.rows}  # fmt: skip
-    metrics = tuple(metric for metric in first.metrics if metric in second.metrics)
-    both, N = Scored([*first.images, *first.images], metrics, rows), len(first.images)
+    rows = {name: np.concatenate([first.rows[name], second.rows[name][order]]) for name in first.rows}
+    both = Scored([*first.images, *first.images], first.metrics, rows)
 
     def difference(keep: np.ndarray, swap: np.ndarray) -> dict[str, np.ndarray]:
         """The second model less the first, where image i has its own caption keep[i] times and the other's swap[i]."""
@@ -279,11 +244,10 @@ def compare(
 
     weights = _resamples(N, samples, seed)  # [S, N]
     coins = np.random.default_rng(seed + 1).integers(0, 2, (samples, N)).astype(np.float64)
-    observed = difference(np.ones((1, N)), np.zeros((1, N)))
     moved, swapped = difference(weights, np.zeros_like(weights)), difference(coins, 1 - coins)
-    tail, result = 100 * (1 - level) / 2, {}
-    for name, (value,) in observed.items():
-        low, high = np.percentile(moved[name], [tail, 100 - tail]).tolist()
+    result = {}
+    for name, (value,) in difference(np.ones((1, N)), np.zeros((1, N))).items():
+        low, high = np.percentile(moved[name], [2.5, 97.5]).tolist()
         as_large = int((np.abs(swapped[name]) >= abs(value) - 1e-12).sum())
         p = (as_large + 1) / (samples + 1)  # +1: the captions as they are count as one swap
         result[name] = {"difference": float(value), "low": low, "high": high, "p": p}
@@ -302,11 +266,11 @@ def read_hypotheses(path: str | Path) -> dict[str, str]:
 
     Raises CaptioningError on another format, or a second caption for an image. Notebook 07, section 9.
     """
-    pairs = _read_pairs(path)
-    captions = dict(pairs)
-    if len(captions) < len(pairs):
-        twice = next(image for image, count in Counter(image for image, _ in pairs).items() if count > 1)
-        raise CaptioningError(f"{path} has a second caption for {twice!r}; give one an image.")
+    captions: dict[str, str] = {}
+    for image, caption in _read_pairs(path):
+        if image in captions:
+            raise CaptioningError(f"{path} has a second caption for {image!r}; give one an image.")
+        captions[image] = caption
     return captions
 
 
@@ -330,10 +294,8 @@ def _read_pairs(path: str | Path) -> list[tuple[str, str]]:
             return [(str(entry["image_id"]), str(entry["caption"])) for entry in entries]
     except OSError as error:
         raise CaptioningError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (KeyError, TypeError, ValueError) as error:  # of UTF-8, or of JSON
-        raise CaptioningError(
-            f"{path}: expected UTF-8, or JSON with an image_id and a caption each ({error})."
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CaptioningError(f"{path}: expected UTF-8, or JSON of image_id and caption ({error}).") from error
     pairs = []
     for number, line in enumerate(text.split("\n"), start=1):
         image, tab, caption = line.partition("\t")
@@ -359,10 +321,7 @@ def table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None =
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Scores existing captions and prints a table, or one JSON object with --json. Returns the exit status.
-
-    Notebook 07, section 9.
-    """
+    """Scores captions, prints a table or one JSON object, and returns the exit status. Notebook 07, section 9."""
     parser = argparse.ArgumentParser(prog="python -m helpers.metrics", description="Score existing captions.")
     parser.add_argument("--hypotheses", required=True, metavar="FILE", help="image<TAB>caption lines or COCO results")
     parser.add_argument("--references", required=True, metavar="FILE", help="the same, several captions an image")
@@ -377,11 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CaptioningError as error:
         print(f"helpers.metrics: error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        print(json.dumps({"images": len(scored.images), **scored.scores(), **intervals}))
-    else:
-        shown = {options.hypotheses: intervals["intervals"]} if intervals else None
-        print(table({options.hypotheses: scored.scores()}, shown).to_string())
+    name = options.hypotheses
+    shown = table({name: scored.scores()}, {name: intervals.get("intervals", {})}).to_string()
+    print(json.dumps({"images": len(scored.images), **scored.scores(), **intervals}) if options.json else shown)
     return 0
 
 

@@ -34,7 +34,7 @@ def test_the_nearest_neighbour_is_the_nearest_direction() -> None:
     assert captions == {"far": "a red dog", "near": "two blue cats"}
     with pytest.raises(CaptioningError, match="one width"):
         nearest_captions(known[:, None], train, asked, ["far", "near"])
-    with pytest.raises(CaptioningError, match="2 and 2 rows"):
+    with pytest.raises(CaptioningError, match="of 2 and 1 images"):
         nearest_captions(known, train, asked, ["far"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
@@ -38,7 +39,7 @@ def test_official_scores_without_java(official: dict, case: str) -> None:
         assert value == pytest.approx(wanted[metric], abs=1e-6), metric
 
 
-@pytest.mark.skipif(metrics.no_java() is not None, reason="needs Java")
+@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_meteor_is_official(official: dict) -> None:
     given, wanted = official["cases"]["human"], official["scores"]["human"]
     assert evaluate(given["references"], given["hypotheses"], ["METEOR"])["METEOR"] == pytest.approx(
@@ -110,16 +111,16 @@ def test_a_caption_equal_to_a_reference_scores_highest() -> None:
     assert scores["CIDEr"] > evaluate(REFERENCES, HYPOTHESES, FAST)["CIDEr"] > 0.5
 
 
-def test_cider_on_few_images_is_refused_with_the_reason(caplog, monkeypatch) -> None:
-    monkeypatch.setattr(metrics, "no_java", lambda: "not wanted here")
+def test_cider_on_few_images_is_refused_with_the_reason(caplog, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     few = {image: REFERENCES[image] for image in list(REFERENCES)[: metrics.MIN_IMAGES_FOR_CIDER - 1]}
     hypotheses = {image: HYPOTHESES[image] for image in few}
     with pytest.raises(CaptioningError, match="at least 10 images, and there are 9"):
         evaluate(few, hypotheses, ["CIDEr"])
     with caplog.at_level("WARNING"):
-        scored = score_images(few, hypotheses, None)
-    assert scored.scores()["CIDEr"] is None and scored.scores()["BLEU-1"] > 0.5
-    assert [r.message for r in caplog.records if "CIDEr" in r.message] == [scored.skipped["CIDEr"]]
+        scores = evaluate(few, hypotheses)
+    assert scores["CIDEr"] is None and scores["BLEU-1"] > 0.5
+    assert any("CIDEr skipped" in record.message for record in caplog.records)
 
 
 def test_without_java_meteor_is_skipped_in_one_line(monkeypatch, tmp_path, caplog) -> None:
@@ -159,7 +160,7 @@ def test_meteor_of_counts_by_hand() -> None:
     assert metrics.meteor_from_counts(np.zeros((2, 23))).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.skipif(metrics.no_java() is not None, reason="needs Java")
+@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_meteor_equals_pycocoevalcap_on_odd_captions() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
@@ -174,8 +175,8 @@ def test_meteor_equals_pycocoevalcap_on_odd_captions() -> None:
     ("references", "hypotheses", "message"),
     [
         ({"a": ["x"]}, {}, "hypotheses is empty"),
-        ({"a": ["x"]}, {"a": "x", "b": "y"}, "no reference captions, the first is 'b'"),
-        ({"a": ["x"], "b": ["y"]}, {"a": "x"}, "no caption to score, the first is 'b'"),
+        ({"a": ["x"]}, {"a": "x", "b": "y"}, "'b' has no reference captions"),
+        ({"a": ["x"], "b": ["y"]}, {"a": "x"}, "'b' has no caption to score"),
         ({"a": []}, {"a": "x"}, "no reference captions"),
         ({"a": "x"}, {"a": "x"}, "should have a list"),
         ({"a": ["x"]}, {"a": ["x", "y"]}, "and one caption"),
@@ -281,7 +282,7 @@ def test_cocos_json_is_read(tmp_path: Path) -> None:
     annotations.write_text(json.dumps({"images": [], "annotations": more}))
     assert read_references(annotations) == {"42": ["a dog", "one dog"], "7": ["two cats"]}
     results.write_text('[{"image": "a"}]')
-    with pytest.raises(CaptioningError, match="an image_id and a caption"):
+    with pytest.raises(CaptioningError, match="JSON of image_id and caption"):
         read_hypotheses(results)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from helpers.metrics import no_java, tokenize
+from helpers.metrics import tokenize
 from helpers.ptb import ptb_tokenize
 
 CASES: dict[str, str] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
@@ -84,13 +85,13 @@ def test_hostile_strings_take_time_in_proportion(piece: str) -> None:
     assert long < 24 * short + 0.2  # a square law would take 64 times as long
 
 
-@pytest.mark.skipif(no_java() is not None, reason="needs Java")
+@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_the_stored_cases_are_what_java_says(tmp_path: Path) -> None:
     lines = list(CASES)
     assert official(lines, tmp_path) == [CASES[line] for line in lines]
 
 
-@pytest.mark.skipif(no_java() is not None, reason="needs Java")
+@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_random_sentences_agree_with_java(tmp_path: Path) -> None:
     rng = random.Random(20)
     words = ["a", "The", "dog", "man's", "isn't", "t-shirt", "U.S.", "Mr.", "5", "1/2", "$5", "p.m.", "can't", "red,",
@@ -103,7 +104,7 @@ def test_random_sentences_agree_with_java(tmp_path: Path) -> None:
 
 def test_flickr8k_captions_agree_with_java(tmp_path: Path, root: Path) -> None:
     folder = root.parent / "shared" / "flickr8k"
-    if not folder.is_dir() or no_java():
+    if not folder.is_dir() or not shutil.which("java"):
         pytest.skip("needs Flickr8k and Java")
     from helpers.datasets import load_dataset
 
