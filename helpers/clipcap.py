@@ -6,15 +6,25 @@ T tokens, W width of the language model, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from helpers.cnn_lstm import Standardise
-from helpers.files import CaptioningError, unknown_name
-from helpers.language_models import CacheReader, GPT2Reader, GPT2Weights, can_hold, read_on, reader
+from helpers.files import unknown_name
+from helpers.language_models import (
+    GPT2,
+    CaptionTokenizer,
+    configuration,
+    load_language_model,
+    new_language_model,
+    read_on,
+)
 
 
 class MLPMapper(nn.Module):
@@ -87,24 +97,16 @@ TUNING = ("full", "none", "lora")
 
 @dataclass
 class State:
-    """What decoding remembers: the language model with its cache, and whether its first prediction was given out."""
+    """What decoding remembers: the language model's cache, and the prediction that the prefix made by itself."""
 
-    reader: GPT2Reader | CacheReader  # N rows
-    begun: bool = False
-
-    @property
-    def first(self) -> Tensor:
-        """Log-probabilities [N, V] of the first token, made by the prefix alone. Only until a token has been read."""
-        return self.reader.log_probs
-
-    @property
-    def attention(self) -> Tensor | None:
-        """How much the language model looked at each vector of the prefix [N, P], when the model keeps it."""
-        return self.reader.looked
+    cache: Any  # N rows
+    prefix_length: int
+    log_probs: Tensor | None  # [N, V] of the first token, until it was given out
+    attention: Tensor | None = None  # [N, P] how much the last token looked at each vector of the prefix
 
 
 class ClipCap(nn.Module):
-    """A mapper and a causal language model, behind the captioner protocol.
+    """A mapper and a causal language model, behind the captioner protocol. Notebook 05, section 6.
 
     There is no start token: the last output of the prefix predicts the first word. `tune` says what is trained beside
     the mapper: "full" tunes the language model with it, "none" leaves every weight of it as it was, "lora" adds small
@@ -113,55 +115,36 @@ class ClipCap(nn.Module):
     """
 
     start_id = None
-    look = False  # set it and decoding returns, for each token, the attention paid to the prefix (a plain GPT-2 only)
+    look = False  # set it and decoding returns, for each token, the attention paid to the prefix (a GPT-2 only)
     defaults = {
         "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
         "regions": 1, "standardise": True, "normalise_prefix": False, "dropout": 0.0, "lora_rank": 8, "prompt": "",
         "end_id": None,
     }  # fmt: skip
 
-    def __init__(
-        self, feature_width: int, language_model_config: dict | None = None, for_captioning: bool = False, **options
-    ):
-        """`language_model_config` rebuilds a tuned language model from a checkpoint, without its first weights.
-
-        `for_captioning`: hold no more of a plain GPT-2 than its weights; transformers is then not imported.
-        """
+    def __init__(self, feature_width: int, language_model_config: dict | None = None, **options):
+        """`language_model_config` rebuilds a tuned language model from a checkpoint, without its first weights."""
         super().__init__()
-        if set(options) - set(self.defaults):
-            raise TypeError(
-                f"ClipCap has no option {sorted(set(options) - set(self.defaults))}; it has {sorted(self.defaults)}."
-            )
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            raise TypeError(f"ClipCap has no option {unknown}; it has {sorted(self.defaults)}.")
         c = {"feature_width": feature_width, **self.defaults, **options}
         if c["tune"] not in TUNING:
             raise unknown_name("tuning", c["tune"], TUNING)
         if c["mapper"] not in MAPPERS:
             raise unknown_name("mapper", c["mapper"], MAPPERS)
-        self.config = c
-        self.tokenizer = None
-        if c["tune"] == "full" and language_model_config and for_captioning and can_hold(language_model_config):
-            self.language_model = GPT2Weights(language_model_config)
-            self.end_id = language_model_config["eos_token_id"]
-        elif c["tune"] == "full" and language_model_config:
-            from transformers import AutoConfig, AutoModelForCausalLM
-
-            shape = AutoConfig.for_model(**language_model_config)
-            self.language_model = AutoModelForCausalLM.from_config(shape)
-            self.end_id = shape.eos_token_id
+        self.config, self.tokenizer = c, None
+        if c["tune"] == "full" and language_model_config:
+            self.language_model = new_language_model(language_model_config)
+            self.end_id = language_model_config.get("eos_token_id")
         else:
-            from helpers.language_models import load_language_model
-
             self.language_model, self.tokenizer = load_language_model(c["language_model"])
             self.end_id = self.tokenizer.end_id
         if c["end_id"] is not None:
             self.end_id = c["end_id"]
             if self.tokenizer is not None:
                 self.tokenizer.end_id = self.end_id
-        if isinstance(self.language_model, GPT2Weights):
-            c["language_model_config"] = self.language_model.options
-        else:
-            shape = self.language_model.config
-            c["language_model_config"] = shape.to_diff_dict() | {"model_type": shape.model_type}
+        c["language_model_config"] = configuration(self.language_model)
         self.width = self.language_model.get_input_embeddings().embedding_dim
         self.standardise = Standardise(feature_width) if c["standardise"] else nn.Identity()
         self.mapper = MAPPERS[c["mapper"]](
@@ -172,24 +155,7 @@ class ClipCap(nn.Module):
         if c["tune"] != "full":
             self.language_model.requires_grad_(False)
         if c["tune"] == "lora":
-            self._add_lora(c["lora_rank"])
-        self.language_model.config.use_cache = True
-
-    def _add_lora(self, rank: int) -> None:
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise CaptioningError("tune='lora' needs the package peft: pip install peft.") from error
-        names = {
-            n.rsplit(".", 1)[-1]
-            for n, m in self.language_model.named_modules()
-            if hasattr(m, "weight") and m.weight.ndim == 2
-        }
-        targets = sorted(names & {"c_attn", "q_proj", "v_proj", "query_key_value"})
-        fan = "c_attn" in targets  # GPT-2 stores its linear layers transposed
-        self.language_model = inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=fan), self.language_model
-        )
+            add_lora(self.language_model, c["lora_rank"])
 
     def train(self, mode: bool = True) -> ClipCap:
         """A language model that is not trained keeps its dropout off in training: it stays the reader that it was."""
@@ -212,19 +178,33 @@ class ClipCap(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""
-        return State(reader(self.language_model, self.prefix(features), self.look))
+        prefix = self.prefix(features)  # [B, P, W]
+        logits, cache = read_on(self.language_model, inputs_embeds=prefix, logits_to_keep=1)
+        P = prefix.shape[1]
+        return State(cache, P, logits[:, -1].float().log_softmax(-1), self._looked(cache, P))
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Returns log-probabilities [N, V] after `tokens` [N]. The first call after `start` reads none:
         what follows the prefix is known already."""
-        if not state.begun:
-            return state.first, State(state.reader, begun=True)
-        return state.reader.step(tokens), state
+        if state.log_probs is not None:
+            return state.log_probs, replace(state, log_probs=None)
+        logits, cache = read_on(self.language_model, state.cache, input_ids=tokens[:, None])
+        looked = self._looked(cache, state.prefix_length)
+        return logits[:, -1].float().log_softmax(-1), State(cache, state.prefix_length, None, looked)
 
     def reorder(self, state: State, index: Tensor) -> State:
         """Returns the state of the rows `index` [N']; the cache is changed in place."""
-        state.reader.reorder(index)
-        return state
+        state.cache.reorder_cache(index)
+        log_probs, looked = (None if value is None else value[index] for value in (state.log_probs, state.attention))
+        return State(state.cache, state.prefix_length, log_probs, looked)
+
+    def _looked(self, cache, length: int) -> Tensor | None:
+        """Returns the attention [N, P] that the last pass paid to the prefix, the mean over heads and layers."""
+        if not self.look or not isinstance(self.language_model, GPT2):
+            return None
+        rows = cache.seen.shape[1]  # K; they stand last where the layer before read the whole prefix
+        shares = [weights[:, :, -rows:, :length].float().mean(1) for weights in cache.attentions]  # each [B, K, P]
+        return torch.stack(shares).mean(0).flatten(0, 1)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -235,8 +215,6 @@ class ClipCap(nn.Module):
         an image; captions share what they left in the cache. Padding stands at the end, where a causal model never
         looks back from a real token, so it needs no mask; the labels leave it out. The second value is an empty map.
         """
-        if isinstance(self.language_model, GPT2Weights):
-            self.language_model = self.language_model.whole()
         logits, cache = read_on(self.language_model, inputs_embeds=self.prefix(features), logits_to_keep=1)
         if row is not None:
             cache.reorder_cache(row)
@@ -257,12 +235,26 @@ class ClipCap(nn.Module):
             return []
         return [f"language_model.{n}" for n, _ in self.language_model.state_dict().items() if "lora_" not in n]
 
-    def load_tokenizer(self, path) -> None:
+    def load_tokenizer(self, path: Path) -> None:
         """Reads the checkpoint's own tokenizer file."""
-        from helpers.language_models import CaptionTokenizer
-
-        plain = (
-            bool(self.config["language_model_config"].get("plain_captions"))
-            or self.config["language_model"] == "pocket-gpt2"
-        )
+        plain = bool(self.config["language_model_config"].get("plain_captions"))
         self.tokenizer = CaptionTokenizer.load(path, self.end_id, plain)
+
+
+class LowRank(nn.Module):
+    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 05, exercise 4."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.randn(weight.shape[0], rank) / rank**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(rank, weight.shape[1]))  # nothing is added at first
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + 2.0 * self.lora_A @ self.lora_B
+
+
+def add_lora(model: nn.Module, rank: int) -> None:
+    """Gives the layers of `model` that make queries, keys and values a trained matrix of this rank each."""
+    for name, module in list(model.named_modules()):
+        if name.rsplit(".", 1)[-1] in ("c_attn", "q_proj", "v_proj", "query_key_value"):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))

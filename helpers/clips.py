@@ -456,9 +456,9 @@ def load_pocket_clip(folder: Path) -> PocketCLIP:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from helpers.captioner import check_options
-
-    config = check_options(folder, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("options", "sha256")):
+        raise CaptioningError(f"{folder} lacks the options or the hashes of a checkpoint; train or fetch it again.")
     if config.get("class") != "PocketCLIP":
         raise CaptioningError(f"{folder} holds {config.get('class')!r}, not a PocketCLIP.")
     for name in ("model.safetensors", "vocabulary.json"):

@@ -54,8 +54,8 @@ def predict(
     paths = {image: dataset.path(image) for image in images}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
     frozen = None
-    if captioner.asks_frozen(options):
-        frozen = cache_features(captioner.frozen, paths, FROZEN_KIND, progress=progress)
+    if captioner.judges.asks(options):
+        frozen = cache_features(captioner.judges.frozen, paths, FROZEN_KIND, progress=progress)
     readable = [image for image in images if image in features]
     captions = Predictions()
     began = time.perf_counter()

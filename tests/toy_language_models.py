@@ -31,18 +31,19 @@ def pocket_gpt2(seed: int = 0) -> tuple[nn.Module, CaptionTokenizer]:
 def save_family(folder: Path, family: str = "gpt2") -> Path:
     """Writes an untrained language model as `save_pretrained` does, so that any name or folder may stand for it."""
     model, tokenizer = pocket_gpt2()
+    save_language_model(folder, model, tokenizer)
     if family == "llama":
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        model = LlamaForCausalLM(
+        theirs = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                 num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=96,
                 bos_token_id=tokenizer.end_id, eos_token_id=tokenizer.end_id,
             )
         )  # fmt: skip
-        model.config.plain_captions = True
-    save_language_model(folder, model, tokenizer)
+        theirs.config.plain_captions = True
+        theirs.half().save_pretrained(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The official ClipCap weights as a checkpoint of this course: `python -m helpers.clipcap_weights WEIGHTS.pt FOLDER`.
+"""The official ClipCap weights as a checkpoint of this course: `python scripts/convert_clipcap.py WEIGHTS.pt FOLDER`.
 
 The authors (github.com/rmokady/CLIP_prefix_caption, Mokady et al. 2021) published two captioners trained on COCO:
 `coco_weights.pt`, an MLP mapper with its own tuned GPT-2 (CLIP ViT-B/32, 512 numbers an image), and
@@ -9,14 +9,21 @@ Shapes: D feature width, P prefix length, W width of the language model.
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from helpers.clipcap import ClipCap
-from helpers.files import CaptioningError, command, load_weights
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from helpers.captioner import save_checkpoint  # noqa: E402
+from helpers.clipcap import ClipCap  # noqa: E402
+from helpers.encoders import load_encoder  # noqa: E402
+from helpers.files import CaptioningError, command, load_weights  # noqa: E402
+from helpers.language_models import is_mask  # noqa: E402
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by D
 # The official scripts divide the transformer's image vector by its length, and give the MLP the vector as CLIP made it.
@@ -27,22 +34,16 @@ HEADS = 8  # of the transformer mapper; no weight's shape tells
 
 
 def convert(
-    path: str | Path,
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    encoder: str | None = None,
-    features: str | None = None,
-    language_model: str = "gpt2",
-) -> Path:
+    path: str | Path, folder: str | Path, *, name: str | None = None, encoder: str | None = None,
+    features: str | None = None, language_model: str = "gpt2",
+) -> Path:  # fmt: skip
     """Writes the official weights in `path` as a checkpoint to `folder`, and returns the folder.
 
     `encoder` is by default the CLIP that the width of the mapper's input tells, `features` is "pooled" (the vector as
     CLIP makes it) or "embedding" (of length 1), by default what the official scripts use for this mapper.
-    Raises CaptioningError when the file holds something else, or the CLIP or the language model cannot be had.
+    Raises CaptioningError, before anything is written, when the file holds something else, the CLIP is not of the
+    mapper's width, or one of the models cannot be had.
     """
-    from helpers.captioner import save_checkpoint
-
     model = read_model(path, language_model)
     width, mapper = model.config["feature_width"], model.config["mapper"]
     encoder = encoder or ENCODERS.get(width)
@@ -50,10 +51,14 @@ def convert(
         raise CaptioningError(
             f"{path} reads {width} numbers an image, and no official ClipCap does; name the CLIP, as in clip:ViT-L/14."
         )
+    kind, clip = features or FEATURES[mapper], load_encoder(encoder)
+    given = clip.features(clip.prepare(Image.new("RGB", (32, 32)))[None], kind).shape[-1]
+    if given != width:
+        raise CaptioningError(f"{path} reads {width} numbers an image, and {encoder} gives {given}. Name another CLIP.")
     config = {
         "name": name or Path(folder).name,
         "encoder": encoder,
-        "features": features or FEATURES[mapper],
+        "features": kind,
         "decoding": DECODING,
         "note": f"Converted from {Path(path).name} of github.com/rmokady/CLIP_prefix_caption.",
     }
@@ -68,7 +73,7 @@ def read_model(path: str | Path, language_model: str = "gpt2") -> ClipCap:
     """
     weights = load_weights(path)
     mapper = {_our_name(n): v for n, v in weights.items() if n.startswith("clip_project.")}
-    reader = {n.removeprefix("gpt."): v for n, v in weights.items() if n.startswith("gpt.") and not _is_mask(n)}
+    reader = {n.removeprefix("gpt."): v for n, v in weights.items() if n.startswith("gpt.") and not is_mask(n)}
     if "model.0.weight" in mapper:
         options = _mlp_options(mapper, reader, path)
     elif "constants" in mapper:
@@ -96,11 +101,6 @@ def _our_name(name: str) -> str:
     return re.sub(r"^prefix_const$", "constants", re.sub(r"\.(attn|mlp)\.", ".", name))
 
 
-def _is_mask(name: str) -> bool:
-    """Returns whether this is a causal mask, which older versions of transformers stored beside the weights."""
-    return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
 def _mlp_options(mapper: dict[str, Tensor], reader: dict[str, Tensor], path: str | Path) -> dict:
     words = reader.get("transformer.wte.weight")  # [V, W]
     if words is None:
@@ -109,8 +109,9 @@ def _mlp_options(mapper: dict[str, Tensor], reader: dict[str, Tensor], path: str
         raise CaptioningError(f"{path}: the MLP mapper has other layers than the official one: {sorted(mapper)}.")
     hidden, feature_width = mapper["model.0.weight"].shape
     length = len(mapper["model.2.weight"]) // words.shape[1]  # P * W rows
-    options = {"mapper": "mlp", "mapper_options": {"hidden": hidden}, "prefix_length": length}
-    return {"feature_width": feature_width, **options}
+    return {
+        "feature_width": feature_width, "mapper": "mlp", "mapper_options": {"hidden": hidden}, "prefix_length": length,
+    }  # fmt: skip
 
 
 def _transformer_options(mapper: dict[str, Tensor], path: str | Path) -> dict:
@@ -118,14 +119,10 @@ def _transformer_options(mapper: dict[str, Tensor], path: str | Path) -> dict:
     layers = {int(n.split(".")[1]) for n in mapper if n.startswith("layers.")}
     try:
         spread, feature_width = mapper["linear.weight"].shape
-        options = {
-            "layers": len(layers),
-            "heads": HEADS,
-            "mlp_ratio": mapper["layers.0.fc1.weight"].shape[0] / width,
-            "clip_length": spread // width,
-        }
+        ratio = mapper["layers.0.fc1.weight"].shape[0] / width
     except KeyError as error:
         raise CaptioningError(f"{path} is incomplete: the mapper has no {error}. Download it again.") from error
+    options = {"layers": len(layers), "heads": HEADS, "mlp_ratio": ratio, "clip_length": spread // width}
     return {"feature_width": feature_width, "mapper": "transformer", "mapper_options": options, "prefix_length": length}
 
 
@@ -133,7 +130,7 @@ def _same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return all(n in ours and v.shape == ours[n].shape and torch.allclose(v.float(), ours[n]) for n, v in theirs.items())
 
 
-def _load(module: torch.nn.Module, weights: dict[str, Tensor], what: str, language_model: str) -> None:
+def _load(module: nn.Module, weights: dict[str, Tensor], what: str, language_model: str) -> None:
     try:
         missing, unexpected = module.load_state_dict({n: v.float() for n, v in weights.items()}, strict=False)
     except RuntimeError as error:  # another shape
@@ -149,11 +146,7 @@ def _load(module: torch.nn.Module, weights: dict[str, Tensor], what: str, langua
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.clipcap_weights", description="Convert official ClipCap weights into a checkpoint."
-    )
+    parser = argparse.ArgumentParser(description="Convert official ClipCap weights into a checkpoint.")
     parser.add_argument("weights", help="coco_weights.pt or transformer_weights.pt")
     parser.add_argument("folder", help="the checkpoint to write")
     parser.add_argument("--name", help="of the captioner; the folder's by default")

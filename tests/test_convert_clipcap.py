@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from helpers.captioner import Captioner, load_checkpoint
-from helpers.clipcap_weights import DECODING, ENCODERS, _our_name, convert, main, read_model
+from scripts.convert_clipcap import DECODING, ENCODERS, _our_name, convert, main, read_model
 from helpers.encoders import load_encoder
 from helpers.files import CaptioningError
 from helpers.language_models import load_language_model
@@ -140,7 +140,7 @@ def test_the_checkpoint_captions_a_photo_as_the_official_scripts_do(
     vector = encoder.encode_image(encoder.prepare(photo)[None], normalise=variant == "transformer")
     expected = logits_of(reference, variant, vector, torch.zeros(1, 0, dtype=torch.long))[0, -1]
     features = encoder.features(encoder.prepare(photo)[None], captioner.feature_kind)
-    first = captioner.model.start(features[:, None]).first[0]
+    first = captioner.model.start(features[:, None]).log_probs[0]
     torch.testing.assert_close(first, expected.log_softmax(-1), atol=5e-3, rtol=0)  # fp16 on disk
     (caption,) = captioner.caption([photo], method="greedy", max_length=8)
     assert caption.error is None and isinstance(caption.caption, str)
@@ -163,7 +163,7 @@ def test_the_file_may_leave_out_a_language_model_that_was_not_tuned(gpt2: Path, 
 
 
 def test_the_encoder_follows_from_the_width(gpt2: Path, tmp_path: Path, monkeypatch) -> None:
-    import helpers.encoders
+    import scripts.convert_clipcap as command
 
     asked = []
 
@@ -171,7 +171,7 @@ def test_the_encoder_follows_from_the_width(gpt2: Path, tmp_path: Path, monkeypa
         asked.append(name)
         raise CaptioningError("no network")
 
-    monkeypatch.setattr(helpers.encoders, "load_encoder", load)
+    monkeypatch.setattr(command, "load_encoder", load)
     for width, expected in ENCODERS.items():
         language_model = AutoModelForCausalLM.from_pretrained(gpt2, dtype=torch.float32)
         layers = nn.Sequential(nn.Linear(width, 2 * W), nn.Tanh(), nn.Linear(2 * W, 4 * W))
@@ -213,6 +213,11 @@ def test_what_is_no_clipcap_is_refused(gpt2: Path, clip: str, tmp_path: Path) ->
             read_model(tmp_path / "bad.pt", str(gpt2))
     with pytest.raises(CaptioningError, match="reads 32 numbers"):
         convert(tmp_path / "weights.pt", tmp_path / "out", language_model=str(gpt2))
+    with pytest.raises(CaptioningError, match="reads 32 numbers an image, and efficientnet-lite0 gives 1280"):
+        convert(
+            tmp_path / "weights.pt", tmp_path / "out", encoder="efficientnet-lite0", features="pooled",
+            language_model=str(gpt2),
+        )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
