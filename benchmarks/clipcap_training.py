@@ -60,7 +60,7 @@ def obvious_loss(model, encoder, work: Work) -> Tensor:
     prefix = model.prefix(features)  # [N, P, W]
     words = model.language_model.get_input_embeddings()(tokens)  # [N, 40, W]
     P = prefix.shape[1]
-    logits = model.language_model(inputs_embeds=torch.cat([prefix, words], 1), use_cache=False).logits
+    logits = model.language_model(inputs_embeds=torch.cat([prefix, words], 1)).logits
     return F.cross_entropy(logits[:, P - 1 : -1].flatten(0, 1), labels.flatten())
 
 
@@ -93,7 +93,7 @@ def build(mapper: str, images: int, encoder) -> tuple[torch.nn.Module, Work]:
     with tempfile.TemporaryDirectory() as folder:
         language_model, tokenizer = new_pocket_gpt2([c for _, captions in scenes for c in captions])
         for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
-            setattr(language_model.config, name, 0.0)  # without chance, so that losses can be compared
+            language_model.config[name] = 0.0  # without chance, so that losses can be compared
         save_language_model(folder, language_model, tokenizer)
         options = {"language_model": folder, "mapper": mapper, "tune": "full" if mapper == "mlp" else "none"}
         grid = {"regions": encoder.regions, "mapper_options": {"hidden": 512} if mapper == "mlp" else {"layers": 4}}

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.decoding import decode  # noqa: E402
+from helpers.language_models import GPT2, load_gpt2_weights  # noqa: E402
 
 SHAPES = {
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
@@ -33,9 +34,13 @@ SHAPES = {
 class Prefixed(ClipCap):
     """A ClipCap whose features are the prefix itself."""
 
-    def __init__(self, language_model: nn.Module):
+    def __init__(self, theirs: nn.Module):
+        """`theirs`: a GPT-2 of transformers, whose weights ours takes."""
         nn.Module.__init__(self)
-        self.language_model, self.end_id, self.tokenizer = language_model, language_model.config.eos_token_id, None
+        self.language_model, self.theirs = GPT2(theirs.config.to_dict()), [theirs]
+        load_gpt2_weights(self.language_model, theirs.state_dict())
+        self.language_model.to(theirs.dtype)
+        self.end_id, self.tokenizer = theirs.config.eos_token_id, None
         self.config = {"tune": "full"}
 
     def prefix(self, features: Tensor) -> Tensor:
@@ -48,7 +53,7 @@ def ours(model: Prefixed, prefix: Tensor, beams: int, length: int) -> list[list[
 
 
 def theirs(model: Prefixed, prefix: Tensor, beams: int, length: int) -> list[list[tuple[list[int], float]]]:
-    out = model.language_model.generate(
+    out = model.theirs[0].generate(
         inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long), num_beams=beams,
         max_new_tokens=length, length_penalty=1.0, do_sample=False, num_return_sequences=beams,
         pad_token_id=model.end_id, return_dict_in_generate=True, output_scores=True,

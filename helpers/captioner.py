@@ -52,6 +52,7 @@ ENTRIES = {
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
 FILES = ["config.json", "model.safetensors", *TOKENIZERS, "training.json", "README.md"]  # that go to the hub
 SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "include"}
+PATHS = (str, os.PathLike)
 MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption could need
 
 
@@ -59,15 +60,16 @@ MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption cou
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it."""
+    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it.
+
+    Notebook 08, section 13.
+    """
     return getattr(model, "module", model)
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves out random and constant values of a model that is built without memory. Notebook 00, section 3.
-
-    Asking for them there would make PyTorch import its compiler, which takes as long as all the rest.
-    """
+    """Leaves out random and constant values where a model is built without memory: asking for them there makes PyTorch
+    import its compiler, which takes as long as all the rest. Notebook 00, section 3."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -107,7 +109,7 @@ def check(folder: Path, config: object) -> dict:
     if config["class"] not in CLASSES:
         raise unknown_name("model class", config["class"], CLASSES)
     if config["tokenizer"] not in TOKENIZERS:
-        raise CaptioningError(f"{folder}: the tokenizer must be {' or '.join(TOKENIZERS)}, not {config['tokenizer']!r}.")
+        raise CaptioningError(f"{place}: 'tokenizer' must be {' or '.join(TOKENIZERS)}, not {config['tokenizer']!r}.")
     if not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
         raise CaptioningError(f"{place}: 'encoder' should have a name, a kind and a fingerprint, all of them text.")
     for name, value in config["decoding"].items():
@@ -200,8 +202,8 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
     model = build_model(config["class"], options)
     left_out = set(getattr(model, "left_out", lambda: ())())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    wrong = [key for key, value in tensors.items() if shapes.get(key) != value.shape]
-    wrong += [key for key in unique_tensors(model) if key not in tensors and key not in left_out]
+    wrong = {key for key, value in tensors.items() if shapes.get(key) != value.shape}
+    wrong |= unique_tensors(model).keys() - tensors.keys() - left_out
     if wrong:
         raise CaptioningError(f"{misfit}: {sorted(wrong)[:3]}. Fetch the checkpoint again.")
     if left_out and "left_out" in config and config["left_out"] != weights_fingerprint(model, only=left_out):
@@ -226,17 +228,12 @@ def _encoder_of(config: dict, device: str):
     """Returns the encoder that a captioner was trained with. Raises CaptioningError when here is another one."""
     wanted = config["encoder"]
     encoder = load_encoder(wanted["name"], device)
-    if encoder.fingerprint != wanted["fingerprint"]:
-        raise CaptioningError(
-            f"{config['name']} was trained with another version of the encoder {wanted['name']} "
-            f"(fingerprint {wanted['fingerprint']}, here {encoder.fingerprint}). Fetch both again."
-        )
-    here = encoder.preprocessing  # checkpoints of before it was written down have the size alone
+    here = {"fingerprint": encoder.fingerprint, **encoder.preprocessing}  # old checkpoints have the size alone
     other = {name: wanted[name] for name in here if name in wanted and wanted[name] != here[name]}
     if other:
         raise CaptioningError(
-            f"{config['name']} was trained on photos prepared in another way: {other}, here "
-            f"{({name: here[name] for name in other})}. Fetch it again, or the version of the course that made it."
+            f"{config['name']} was trained with another version of the encoder {wanted['name']}, or on photos prepared "
+            f"in another way: {other}, here {({name: here[name] for name in other})}. Fetch both again."
         )
     return encoder
 
@@ -365,7 +362,7 @@ class Captioner:
                 return out
             prepared, readable = [], []
             for item in batch:
-                name = item if isinstance(item, str | os.PathLike) else getattr(item, "name", None)
+                name = item if isinstance(item, PATHS) else getattr(item, "name", None)
                 out.append(Caption(str(name or f"image {len(out) + 1}"), None, None, self.name))
                 try:
                     prepared.append(self._prepare(_open(item), options))
@@ -387,17 +384,15 @@ class Captioner:
 
 def _photos(images: object) -> Iterator:
     """Yields each photo that `images` stands for. Raises CaptioningError when it is nothing that `caption` takes."""
-    if isinstance(images, str | os.PathLike):
-        return iter(list_images(images))
     picture = isinstance(images, np.ndarray) and images.dtype.kind not in "OUS"  # an array of names is a list of them
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read") or picture:
-        return iter([images])
+    if isinstance(images, (*PATHS, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read") or picture:
+        images = [images]
     if isinstance(images, Mapping | Tensor) or not isinstance(images, Iterable):
         raise CaptioningError(
-            f"Expected photos to caption, not {type(images).__name__}: a path, a folder, the bytes of an image file, an "
-            "open binary file, a PIL image, an array [height, width, 3] of uint8, or a list of these."
+            f"Expected photos to caption, not {type(images).__name__}: a path, a folder, the bytes of an image file, "
+            "an open binary file, a PIL image, an array [height, width, 3] of uint8, or a list of these."
         )
-    return (photo for item in images for photo in (list_images(item) if isinstance(item, str | os.PathLike) else [item]))
+    return (photo for item in images for photo in (list_images(item) if isinstance(item, PATHS) else [item]))
 
 
 def _open(item: object) -> Image.Image:

@@ -136,15 +136,14 @@ class ClipCap(nn.Module):
         self.config, self.tokenizer = c, None
         if c["tune"] == "full" and language_model_config:
             self.language_model = new_language_model(language_model_config)
-            self.end_id = language_model_config.get("eos_token_id")
         else:
             self.language_model, self.tokenizer = load_language_model(c["language_model"])
-            self.end_id = self.tokenizer.end_id
-        if c["end_id"] is not None:
-            self.end_id = c["end_id"]
-            if self.tokenizer is not None:
-                self.tokenizer.end_id = self.end_id
-        c["language_model_config"] = configuration(self.language_model)
+        c["language_model_config"] = shape = configuration(self.language_model)
+        if self.tokenizer is not None:
+            shape["eos_token_id"] = self.tokenizer.end_id  # some configurations name several
+        self.end_id = shape["eos_token_id"] if c["end_id"] is None else c["end_id"]
+        if self.tokenizer is not None:
+            self.tokenizer.end_id = self.end_id
         self.width = self.language_model.get_input_embeddings().embedding_dim
         self.standardise = Standardise(feature_width) if c["standardise"] else nn.Identity()
         self.mapper = MAPPERS[c["mapper"]](

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ END_TEXT = "<|endoftext|>"
 GROWTH = 16  # steps for which the cache is lengthened at once
 # With these a configuration makes transformers fetch and run code.
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
+MASKS = (".attn.bias", ".attn.masked_bias")  # which older files of GPT-2 carry beside the weights
 USUAL = {  # entry of a configuration -> the values, first the default, that `GPT2` computes
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,), "tie_word_embeddings": (True,), "n_inner": (None,),
@@ -65,7 +65,7 @@ class Cache:
         return may_look
 
     def extend(self, layer: int, new: Tensor) -> Tensor:
-        """Puts the new keys and values [2, B, heads, Q, C] of a layer behind its others; returns all, [2, ..., S, C]."""
+        """Puts new keys and values [2, B, heads, Q, C] behind the others of a layer; returns all, [2, ..., S, C]."""
         total = self.seen.shape[2]
         used = total - new.shape[3]
         store = self.store.get(layer, new[:, :, :, :0])
@@ -80,10 +80,7 @@ class Cache:
         return store[:, :, :, :total]
 
     def reorder_cache(self, index: Tensor) -> None:
-        """Makes the rows `index` [N'] the rows of the cache, in that order, in place; a row may be repeated or left out.
-
-        Rows of one image stand together.
-        """
+        """Makes the rows `index` [N'] the rows of the cache, in place. Rows of one image stand together."""
         B, K, S = self.seen.shape
         owner, width = index // K, len(index) // B
         images = torch.arange(B, device=index.device)
@@ -111,10 +108,7 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each position looks at those before it in its row, by several heads (Vaswani et al. 2017).
-
-    Notebook 05, section 1.
-    """
+    """Each position looks at those before it in its row (Vaswani et al. 2017). Notebook 05, section 1."""
 
     def __init__(self, config: dict, layer: int):
         super().__init__()
@@ -136,15 +130,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of GPT-2: attention, then two linear layers at each position. Each adds to what came in.
-
-    Notebook 05, section 1.
-    """
+    """Attention, then two linear layers at each position; each adds to what came in. Notebook 05, section 1."""
 
     def __init__(self, config: dict, layer: int):
         super().__init__()
         W, small = config["n_embd"], config.get("layer_norm_epsilon", 1e-5)
-        self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(W, eps=small), Attention(config, layer), nn.LayerNorm(W, eps=small)
+        self.ln_1, self.attn = nn.LayerNorm(W, eps=small), Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(W, eps=small)
         self.mlp = nn.ModuleDict({"c_fc": Projection(config, W, 4 * W), "c_proj": Projection(config, 4 * W, W, True)})
         self.dropout = nn.Dropout(config.get("resid_pdrop", 0.1))
 
@@ -155,40 +147,30 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp["c_proj"](wide))
 
 
-@dataclass
-class Output:
-    """What a pass of `GPT2` gives back: `logits` [N, T, V], and the `cache` with which the next pass goes on.
+class Output(NamedTuple):
+    """What a pass of `GPT2` gives back. Notebook 05, section 1."""
 
-    Notebook 05, section 1.
-    """
-
-    logits: Tensor
-    cache: Cache
+    logits: Tensor  # [N, T, V]
+    cache: Cache  # with which the next pass goes on
 
 
 class GPT2(nn.Module):
-    """A GPT-2 whose weights have the names that Hugging Face's `GPT2LMHeadModel` gives them. Notebook 05, section 1.
-
-    `config` is the content of its config.json, see `is_plain_gpt2`.
-    """
+    """A GPT-2 whose weights have the names that Hugging Face's `GPT2LMHeadModel` gives them. Notebook 05, section 1."""
 
     def __init__(self, config: dict):
+        """`config`: the content of its config.json, see `is_plain_gpt2`."""
         super().__init__()
         self.config = dict(config)
         W, layers, V = config["n_embd"], config["n_layer"], config["vocab_size"]
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(V, W),
-                "wpe": nn.Embedding(config["n_positions"], W),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(layers)),
-                "ln_f": nn.LayerNorm(W, eps=config.get("layer_norm_epsilon", 1e-5)),
-            }
-        )
-        for table in (self.transformer["wte"], self.transformer["wpe"]):
+        words, positions = nn.Embedding(V, W), nn.Embedding(config["n_positions"], W)
+        for table in (words, positions):
             nn.init.normal_(table.weight, std=config.get("initializer_range", 0.02))
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(layers))
+        norm = nn.LayerNorm(W, eps=config.get("layer_norm_epsilon", 1e-5))
+        self.transformer = nn.ModuleDict({"wte": words, "wpe": positions, "h": blocks, "ln_f": norm})
         self.dropout = nn.Dropout(config.get("embd_pdrop", 0.1))
         self.lm_head = nn.Linear(W, V, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight  # one table for reading and for saying
+        self.lm_head.weight = words.weight  # one table for reading and for saying
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the table of word vectors [V, W]."""
@@ -242,17 +224,12 @@ def is_plain_gpt2(config: dict) -> bool:
     return config.get("model_type") == "gpt2" and usual and all(isinstance(config.get(name), int) for name in sizes)
 
 
-def is_mask(name: str) -> bool:
-    """Returns whether this weight is a causal mask, which older files of GPT-2 carry. Notebook 05, section 1."""
-    return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
 def load_gpt2_weights(model: GPT2, tensors: dict[str, Tensor]) -> None:
     """Fills `model` with weights named as in any published GPT-2: with or without "transformer." in front, with the
     causal masks that older files carry. Raises RuntimeError when they do not fit. Notebook 05, section 1."""
     named = {}
     for name, value in tensors.items():
-        if not is_mask(name):
+        if not name.endswith(MASKS):
             named[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = value.float()
     named.setdefault("lm_head.weight", named.get("transformer.wte.weight", torch.zeros(0)))
     model.load_state_dict(named)

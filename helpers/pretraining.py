@@ -164,7 +164,7 @@ def pretrain(
     best = best or {n: v.clone() for n, v in model.state_dict().items()}
     steps = -(-len(train) // batch_size)
     settings = {"warmup_steps": warmup_steps, "schedule": "cosine"}
-    longest = model.config.n_positions
+    longest = model.config["n_positions"]
     watch = Watch("cross_entropy", len(tokenizer), False, last)
 
     def loss_of(sequences: list[list[int]]) -> torch.Tensor:

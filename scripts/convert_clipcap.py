@@ -23,7 +23,7 @@ from helpers.captioner import save_checkpoint  # noqa: E402
 from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.encoders import load_encoder  # noqa: E402
 from helpers.files import CaptioningError, command, load_weights  # noqa: E402
-from helpers.language_models import is_mask  # noqa: E402
+from helpers.language_models import MASKS  # noqa: E402
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by D
 # The official scripts divide the transformer's image vector by its length, and give the MLP the vector as CLIP made it.
@@ -73,7 +73,7 @@ def read_model(path: str | Path, language_model: str = "gpt2") -> ClipCap:
     """
     weights = load_weights(path)
     mapper = {_our_name(n): v for n, v in weights.items() if n.startswith("clip_project.")}
-    reader = {n.removeprefix("gpt."): v for n, v in weights.items() if n.startswith("gpt.") and not is_mask(n)}
+    reader = {n.removeprefix("gpt."): v for n, v in weights.items() if n.startswith("gpt.") and not n.endswith(MASKS)}
     if "model.0.weight" in mapper:
         options = _mlp_options(mapper, reader, path)
     elif "constants" in mapper:

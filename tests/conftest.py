@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars cannot be compared
 os.environ.setdefault("CAPTIONING_PROGRESS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a test forks
-os.environ.setdefault("CAPTIONING_TRUSTED", tempfile.gettempdir())  # where tests put encoders and language models
 os.environ.pop("CAPTIONING_RESULTS", None)  # tests are not a run
 
 ROOT = Path(__file__).resolve().parent.parent

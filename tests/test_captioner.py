@@ -339,7 +339,7 @@ def test_a_shipped_captioner_tells_photos_apart(name: str, samples) -> None:
 def test_loading_imports_nothing_that_it_does_not_need(name, root) -> None:
     """PyTorch's compiler would take as long as all the rest of a cold start together."""
     slow = ("torch._dynamo", "transformers", "pandas", "matplotlib", "nltk", "torchvision")
-    code = f"import sys, torch; before = set(sys.modules); from helpers.captioner import Captioner; "
+    code = "import sys, torch; before = set(sys.modules); from helpers.captioner import Captioner; "
     code += f"Captioner.load({name!r}); print([m for m in {slow} if m in sys.modules and m not in before])"
     run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "[]"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from helpers.captioner import Captioner, load_checkpoint
-from scripts.convert_clipcap import DECODING, ENCODERS, _our_name, convert, main, read_model
 from helpers.encoders import load_encoder
 from helpers.files import CaptioningError
 from helpers.language_models import load_language_model
 from helpers.text import pad
+from scripts.convert_clipcap import DECODING, ENCODERS, _our_name, convert, main, read_model
 from tests.tiny_clips import save_openai
 from tests.toy_language_models import save_family
 

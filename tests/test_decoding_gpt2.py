@@ -1,5 +1,5 @@
-"""Decoding a language model behind a prefix: equal to `transformers`, what the cache of our GPT-2 shares, and that every
-option combines with every kind of model."""
+"""Decoding a language model behind a prefix: equal to `transformers`, what the cache of our GPT-2 shares, and that
+every option combines with every kind of model."""
 
 from __future__ import annotations
 

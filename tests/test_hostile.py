@@ -75,6 +75,8 @@ def test_no_code_of_a_file_is_ever_run() -> None:
         loads += sum(called == "torch.load" for called, _ in calls(tree))
         if (here := dangerous(tree)) and not name.startswith("tests/"):  # tests set the traps
             found[name] = here
+    # TorchScript, in which OpenAI publishes its CLIPs, cannot be read otherwise; it is interpreted, and is no Python.
+    assert [call.split(" at ")[0] for call in found.pop("helpers/files.py", [])] in ([], ["torch.jit.load"])
     assert loads >= 1 and found == {}
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from helpers.captioner import FILES, Captioner, pull_from_hub, push_to_hub, save_checkpoint
 from helpers.files import CaptioningError
 from tests.hub_stand_in import Hub

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from helpers.files import CaptioningError, read_json, write_json
-from helpers.language_models import CaptionTokenizer, load_language_model, read_on, save_language_model, train_tokenizer
+from helpers.files import CHECKPOINTS, CaptioningError, read_json, write_json
+from helpers.language_models import (
+    GPT2,
+    CaptionTokenizer,
+    is_plain_gpt2,
+    load_gpt2_weights,
+    load_language_model,
+    read_on,
+    save_language_model,
+    train_tokenizer,
+)
 from helpers.pretraining import documents, pretrain
 from helpers.pretraining import train_language_model as train
 from tests.toy_captioners import MEANINGS, world
@@ -59,7 +68,7 @@ def test_plain_transformers_calls_load_pocket_gpt2(folders) -> None:
     assert type(plain_model).__name__ == "GPT2LMHeadModel"
     ids = plain_tokenizer(" a red dog runs")["input_ids"]
     assert ids == tokenizer.encode("A red dog runs.")
-    assert plain_tokenizer.eos_token_id == tokenizer.end_id == model.config.eos_token_id
+    assert plain_tokenizer.eos_token_id == tokenizer.end_id == model.config["eos_token_id"]
     assert plain_tokenizer.decode(ids) == " a red dog runs"
     ids = torch.tensor([ids])
     torch.testing.assert_close(
@@ -223,6 +232,55 @@ def test_a_model_that_never_ends_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer_config.json", {k: v for k, v in config.items() if k != "eos_token"})
     with pytest.raises(CaptioningError, match="no end-of-sequence token"):
         load_language_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@torch.no_grad()
+def test_our_gpt2_is_that_of_transformers(tmp_path: Path, prefix: str) -> None:
+    """Names, logits, and weights as they are published: without the prefix, with the causal masks of older versions."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=60, n_positions=40, eos_token_id=0, bos_token_id=0)
+    theirs, ours = GPT2LMHeadModel(config).eval(), GPT2(config.to_dict()).eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    published = {name.replace("transformer.", prefix): value for name, value in theirs.state_dict().items()}
+    published[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 40, 40).tril()
+    load_gpt2_weights(ours, published)
+    ids = torch.randint(60, (3, 17))
+    expected = theirs(input_ids=ids).logits
+    torch.testing.assert_close(ours(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(input_ids=ids, logits_to_keep=2).logits, expected[:, -2:], atol=1e-5, rtol=0)
+    with pytest.raises(CaptioningError, match="reads 40 positions"):
+        ours(input_ids=torch.zeros(1, 41, dtype=torch.long))
+    del published[f"{prefix}ln_f.weight"]
+    with pytest.raises(RuntimeError, match="ln_f.weight"):
+        load_gpt2_weights(ours, published)
+
+
+def test_gradients_and_dropout_are_those_of_transformers() -> None:
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=40, eos_token_id=0, bos_token_id=0)
+    theirs, ours = GPT2LMHeadModel(config).eval(), GPT2(config.to_dict()).eval()
+    load_gpt2_weights(ours, theirs.state_dict())
+    ids = torch.randint(60, (3, 17))
+    for model in (theirs, ours):
+        model(input_ids=ids).logits.log_softmax(-1)[:, :, 3].sum().backward()
+    for (name, expected), found in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=1e-4, msg=name)
+    rates = [sorted(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)) for model in (theirs, ours)]
+    assert set(rates[0]) == set(rates[1]) == {0.1}
+    one, other = ours.train()(input_ids=ids).logits, ours(input_ids=ids).logits
+    assert not torch.equal(one, other)
+    torch.manual_seed(0)
+    fresh = [{n: v.std().item() for n, v in m(c).state_dict().items()} for m, c in
+             ((GPT2LMHeadModel, config), (GPT2, config.to_dict()))]  # fmt: skip
+    assert fresh[1] == pytest.approx(fresh[0], rel=0.2, abs=1e-3)
+
+
+def test_an_unusual_gpt2_is_left_to_transformers() -> None:
+    config = read_json(CHECKPOINTS / "pocket-gpt2" / "config.json")
+    assert is_plain_gpt2(config)
+    for change in ({"model_type": "llama"}, {"n_inner": 99}, {"activation_function": "relu"}, {"n_embd": "256"},
+                   {"scale_attn_by_inverse_layer_idx": True}, {"tie_word_embeddings": False}):  # fmt: skip
+        assert not is_plain_gpt2({**config, **change}), change
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
