@@ -366,10 +366,10 @@ def _by_transformers(name: str) -> tuple[nn.Module, Any, int | None]:
 
 
 def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
-    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning). Notebook 05, section 1.
+    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning).
 
     inputs: `input_ids` or `inputs_embeds`, and `logits_to_keep`. transformers 5.24 gave the cache a new name in both
-    directions; this is the one place that knows.
+    directions; this is the one place that knows. Notebook 05, section 1.
     """
     if isinstance(model, GPT2):
         out = model(cache=cache, **inputs)
