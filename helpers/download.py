@@ -1,7 +1,6 @@
 """Fetches the full-size datasets: one source after the other, checked, unpacked, and put in place whole.
 
-A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`, which also keeps the SHA-256 of every
-archive that turned out right (`sha256.json`): a later download of the same file has to match it.
+A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers.files import CaptioningError, only_one, read_json, sha256_file, unknown_name, write_json, writing
+from helpers.files import CaptioningError, only_one, unknown_name, writing
 
 TIMEOUT = 30  # seconds without a byte
 TRIES = 4  # in a row without any progress
@@ -31,7 +30,6 @@ PAUSE = 0.5  # seconds before the second try; doubled before each later one
 MAX_RATIO = 200  # unpacked to packed: photos are near 1, captions below 10, bombs above 1,000
 _IGNORED = re.compile(r"(^|/)(__MACOSX/|\.DS_Store$|Thumbs\.db$|\._)")
 _JBROWNLEE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
-_AWSAF = "https://github.com/awsaf49/flickr-dataset/releases/download/v1.0"
 _COCO = "http://images.cocodataset.org"
 
 
@@ -48,14 +46,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get a dataset: archives (`joined`: parts of one), or a repository of the hub.
+    """One way to get a dataset: archives, or a repository of the hub.
 
     Notebook 01, section 1.
     """
 
     name: str
     files: tuple[RemoteFile, ...] = ()
-    joined: bool = False
     repository: str | None = None
     revision: str | None = None
 
@@ -74,9 +71,6 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         Source("Hugging Face jxie/flickr8k", repository="jxie/flickr8k"),
     ),
     "flickr30k": (
-        Source("GitHub awsaf49/flickr-dataset", (
-            *(RemoteFile(f"flickr30k_part0{part}", f"{_AWSAF}/flickr30k_part0{part}") for part in range(3)),
-            _KARPATHY), joined=True),
         Source("Hugging Face nlphuji/flickr30k", repository="nlphuji/flickr30k", revision="refs/convert/parquet"),
     ),
     "coco": (
@@ -128,11 +122,10 @@ def fetch_dataset(
 
 def _from_source(source: Source, folder: Path, work: Path, read: Callable, expected: tuple[int, int]) -> None:
     """Fetches, unpacks, checks, and renames to `folder`."""
-    pins = read_json(work / "sha256.json") if (work / "sha256.json").is_file() else {}
     archives: dict[RemoteFile, Path] = {}
     for file in source.files:
         try:
-            archives[file] = fetch_file(file, work, pins.get(file.name))
+            archives[file] = fetch_file(file, work)
         except CaptioningError as error:
             if not file.optional:
                 raise
@@ -144,29 +137,18 @@ def _from_source(source: Source, folder: Path, work: Path, read: Callable, expec
             part.mkdir(parents=True)
             if source.repository is not None:
                 from_hub(source, part)
-            unpack_into = dict(archives)
-            if source.joined:
-                pieces = {file: path for file, path in archives.items() if not file.optional}
-                whole = work / "unpacked" / "joined.zip"
-                with open(whole, "wb") as out:
-                    for file, path in pieces.items():
-                        with open(path, "rb") as piece:
-                            shutil.copyfileobj(piece, out, 1 << 20)
-                        del unpack_into[file]
-                unpack_into[next(iter(pieces))] = whole
-            for file, path in unpack_into.items():
+            for file, path in archives.items():
                 _unpack(path, part / file.into)
             counts = read(part).table.groupby("image").size()
             if len(counts) < expected[0] or counts.min() < expected[1]:
                 raise CaptioningError(f"what was downloaded has {len(counts):,} images with {counts.min()} captions or "
                                       f"more; {expected[0]:,} with {expected[1]} were expected")
-            write_json(work / "sha256.json", pins | {f.name: sha256_file(path) for f, path in archives.items()})
             if folder.is_dir():
                 folder.rmdir()  # empty, or we should not be here
             os.rename(part, folder)
     except CaptioningError:
         for file, path in archives.items():
-            if file.hash is None and file.name not in pins:  # a known hash says that the bytes are right
+            if file.hash is None:  # a known hash says that the bytes are right
                 path.unlink(missing_ok=True)
         raise
     finally:
@@ -230,25 +212,24 @@ def extract(archive: Path, folder: Path) -> int:
     return count
 
 
-def fetch_file(file: RemoteFile, folder: Path, pinned: str | None = None) -> Path:
+def fetch_file(file: RemoteFile, folder: Path) -> Path:
     """Returns the path of a remote file in `folder`. One that is there is checked and used, a part of one continued.
 
-    The file must have the hash that `file` names and the SHA-256 `pinned`, as far as they are known.
-    Raises CaptioningError with the reason. Notebook 01, section 1.
+    The file must have the hash that `file` names, if any. Raises CaptioningError with the reason. Notebook 01, section 1.
     """
     path, part = folder / file.name, folder / f"{file.name}.part"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         _download(file.url, part)
         os.replace(part, path)
-    algorithm, _, digest = (file.hash or f"sha256:{pinned or ''}").partition(":")
-    if digest:
+    if file.hash:
+        algorithm, _, digest = file.hash.partition(":")
         with open(path, "rb") as content:
             found = hashlib.file_digest(content, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
         if found != digest:
             path.replace(path.with_name(path.name + ".wrong"))
             raise CaptioningError(f"{path} has the wrong {algorithm} ({found} instead of {digest}). It is set aside as "
-                                  f"{path.name}.wrong. Try again; if the change is wanted, delete sha256.json.")
+                                  f"{path.name}.wrong. Try again.")
     return path
 
 
