@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, lru_cache
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
@@ -48,11 +47,6 @@ def reach(start: Point, *pieces: tuple[float, float]) -> list[Point]:
     return points
 
 
-@cache
-def _circle(corners: int) -> tuple[Point, ...]:
-    return tuple((math.cos(2 * math.pi * i / corners), math.sin(2 * math.pi * i / corners)) for i in range(corners))
-
-
 class Pen:
     """Draws in world units, y down, through a place, a scale, a mirror and a turn (degrees, clockwise)."""
 
@@ -73,12 +67,11 @@ class Pen:
         self.poly([(left, top), (right, top), (right, bottom), (left, bottom)], fill)
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: Colour, turn: float = 0) -> None:
-        circle = _circle(12 if (rx + ry) * self.size < 12 else 24)
-        if turn:
-            s, c = math.sin(math.radians(turn)), math.cos(math.radians(turn))
-            self.poly([(x + rx * u * c - ry * v * s, y + rx * u * s + ry * v * c) for u, v in circle], fill)
-        else:
-            self.poly([(x + rx * u, y + ry * v) for u, v in circle], fill)
+        s, c = math.sin(math.radians(turn)), math.cos(math.radians(turn))
+        corners = 12 if (rx + ry) * self.size < 12 else 24
+        angles = [2 * math.pi * i / corners for i in range(corners)]
+        circle = [(rx * math.cos(t), ry * math.sin(t)) for t in angles]
+        self.poly([(x + u * c - v * s, y + u * s + v * c) for u, v in circle], fill)
 
     def limb(self, p: Point, r1: float, q: Point, r2: float, fill: Colour, edge: Colour | None = None) -> None:
         """Draws the skin around two circles: a leg, an arm, a trunk. `edge` draws a thin line around it first."""
@@ -162,18 +155,12 @@ def shrink(mask: Image.Image, width: int, height: int) -> Image.Image:
     return mask.resize((width, height), Image.Resampling.BILINEAR)
 
 
-@lru_cache(maxsize=64)
-def glow(width: int, height: int, strength: int) -> Image.Image:
-    """Returns a soft round mask, 0 at its rim and `strength` in its middle."""
-    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
-    disc = Image.radial_gradient("L").point([round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away])
-    return shrink(disc, max(1, width), max(1, height))
-
-
 def shine(canvas: Image.Image, x: float, y: float, rx: float, ry: float, colour: Colour, strength: int) -> None:
     """Lays a soft round patch of light or shadow on the canvas."""
     unit = canvas.width / WORLD
-    mask = glow(4 * round(0.62 * rx * unit), 4 * round(0.62 * ry * unit), strength)
+    away = [min(1.0, value / 180) for value in range(256)]  # Pillow's gradient is 181 where it meets the sides
+    disc = Image.radial_gradient("L").point([round(strength * (1 - t) ** 2 * (1 + 2 * t)) for t in away])
+    mask = shrink(disc, max(1, 4 * round(0.62 * rx * unit)), max(1, 4 * round(0.62 * ry * unit)))
     canvas.paste(colour, (round(x * unit) - mask.width // 2, round(y * unit) - mask.height // 2), mask)
 
 

@@ -42,13 +42,8 @@ def car(pen: Pen, colour: Colour, look: int) -> None:
 def bicycle(pen: Pen, colour: Colour, look: int) -> None:
     tyre, steel = (66, 62, 72), (150, 154, 164)
     for x in (-15, 15):
-        last = None
-        for i in range(17):
-            t = 2 * math.pi * i / 16
-            here = (x + 9.4 * math.cos(t), -10 + 9.4 * math.sin(t), 1.0)
-            if last:
-                pen.limb(last[:2], 1.05, here[:2], 1.05, tyre)
-            last = here
+        rim = [2 * math.pi * i / 16 for i in range(17)]
+        pen.chain([(x + 9.4 * math.cos(t), -10 + 9.4 * math.sin(t), 1.05) for t in rim], tyre)
         for i in range(4):
             u, v = 8.6 * math.cos(math.pi * i / 4), 8.6 * math.sin(math.pi * i / 4)
             pen.line([(x - u, -10 - v), (x + u, -10 + v)], 0.35, steel)
@@ -235,7 +230,5 @@ def snowman(pen: Pen, colour: Colour, look: int) -> None:
     pen.limb((-9, -51.5), 1.3, (9, -51.5), 1.3, (74, 70, 84))
     pen.poly([(-6, -51), (-5.4, -61), (5.4, -61), (6, -51)], (74, 70, 84))
     pen.limb((-5, -53.4), 1.0, (5, -53.4), 1.0, colour)
-THINGS = {
-    "ball": ball, "car": car, "bicycle": bicycle, "boat": boat, "kite": kite, "balloon": balloon, "umbrella": umbrella,
-    "tree": tree, "house": house, "bench": bench, "sofa": sofa, "chair": chair, "table": table, "snowman": snowman,
-}  # fmt: skip
+ALL = (ball, car, bicycle, boat, kite, balloon, umbrella, tree, house, bench, sofa, chair, table, snowman)
+THINGS = {draw.__name__: draw for draw in ALL}
