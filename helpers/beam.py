@@ -177,12 +177,11 @@ class Beams:
     constraint: Any = None
     done: dict[str, Tensor] = field(init=False, repr=False)  # the finished captions, each [B, K], best first
 
-    def search(
-        self, model, log_probs: Tensor, state, rules: Rules, history: Tensor, traces: list[BeamTrace] | None = None
-    ) -> Paths:
+    def search(self, model, log_probs: Tensor, state, rules: Rules, history: Tensor, trace=None) -> Paths:
         """Returns the K best captions of each image, best first.
 
-        log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the tokens of the prompt.
+        log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the tokens of the prompt; trace:
+        a list that receives one BeamTrace an image.
         """
         B, K, C, device = len(log_probs), self.size, 2 * self.size, log_probs.device
         alive, steps, tokens = torch.arange(B, device=device), [], None  # alive: [A]
@@ -192,6 +191,7 @@ class Beams:
             state, log_probs, history = model.reorder(state, rows), log_probs[rows], history[rows]
         beams = {"total": log_probs.new_full((B, M, 1), NEVER), "owed": alive.new_full((B, M, 1), NONE)}
         beams["total"][:, 0] = 0.0
+        traces = [BeamTrace() for _ in range(B)]
         self.done = {"score": log_probs.new_full((B, K), NEVER)}
         self.done |= {name: log_probs.new_zeros(B, K) for name in ("total", "log_prob")}
         self.done |= {name: alive.new_zeros(B, K) for name in ("length", "parent", "token")}
@@ -214,11 +214,10 @@ class Beams:
                 found = {name: torch.nn.functional.pad(column, (0, missing), value=fill.get(name, 0))
                          for name, column in found.items()}  # fmt: skip
             beams, stopped = self._choose(found, length, alive)
-            if traces is not None:
+            for place, image in enumerate(alive.tolist() if trace is not None else ()):
                 names = ("total", "parent", "token", "log_prob", "finished", "kept")
-                columns = [found[name][:, 0].tolist() for name in names]  # [A][C]
-                for place, *candidates in zip(alive.tolist(), *columns, strict=True):
-                    traces[place].add(length - 1, list(zip(*candidates, strict=True)))
+                columns = [found[name][place, 0].tolist() for name in names]  # [C] each
+                traces[image].add(length - 1, list(zip(*columns, strict=True)))
             tokens, parents = beams["token"].flatten(1), beams["parent"].flatten(1)  # [A, M * K]
             if looked is not None:
                 looked = spread(alive, B, looked.unflatten(0, (A, W)))[0]  # [B, W, R]
@@ -232,6 +231,8 @@ class Beams:
             if rules.need_history:
                 history = torch.cat([history[rows], tokens[:, None]], dim=1)
             state = model.reorder(state, rows)
+        if trace is not None:
+            trace.extend(traces)
         return self._read_back(steps)
 
     def _choose(self, found: dict[str, Tensor], length: int, alive: Tensor) -> tuple[dict[str, Tensor], Tensor]:

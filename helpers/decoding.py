@@ -51,12 +51,10 @@ class Draw:
             values, _, ids = best(scores[:, None], self.top_k)
             whole = values.logsumexp(1, keepdim=True)  # [N, 1]
         else:
-            whole, k = scores.logsumexp(1, keepdim=True), 0
-            while True:  # the nucleus is mostly small: sorting the whole vocabulary is left for when it is not
-                k = min(V, max(64, 8 * k))
-                values, _, ids = best(scores[:, None], k)
-                if k == V or bool(((values - whole).exp().sum(1) >= self.top_p).all()):
-                    break
+            whole = scores.logsumexp(1, keepdim=True)
+            values, _, ids = best(scores[:, None], min(V, 512))  # a nucleus is mostly small
+            if ((values - whole).exp().sum(1) < self.top_p).any():
+                values, ids = scores.sort(1, descending=True)
         if self.top_p is None:
             return values, ids
         probabilities = (values - whole).exp()
@@ -168,11 +166,8 @@ def decode(
         log_probs, state, looked = _begin(model, features, ids)
         history = torch.tensor(ids, dtype=torch.long, device=log_probs.device).expand(len(features), -1)  # [B, L]
         if method == "beam":
-            traces = None if trace is None else [BeamTrace() for _ in features]
             beams = Beams(model.end_id, beam_size, max_length, length_penalty, constraint)
-            paths = beams.search(model, log_probs, state, rules, history, traces)
-            if trace is not None:
-                trace.extend(traces)
+            paths = beams.search(model, log_probs, state, rules, history, trace)
         elif method == "greedy":
             paths = _walk(model, log_probs, state, 1, max_length, rules, history)
         else:  # all random numbers at once: a caption does not depend on its batch
@@ -180,9 +175,8 @@ def decode(
                 generator = torch.Generator().manual_seed(seed)
             place = generator.device if generator else None
             uniform = torch.rand(len(features), samples, max_length, generator=generator, device=place)
-            draw = Draw(temperature, top_k, top_p)
-            uniform = uniform.to(features.device)
-            paths = _walk(model, log_probs, state, samples, max_length, rules, history, draw, uniform)
+            chance = (Draw(temperature, top_k, top_p), uniform.to(features.device))
+            paths = _walk(model, log_probs, state, samples, max_length, rules, history, *chance)
         return _hypotheses(model, paths, ids, looked, length_penalty, may_lack=constraint is not None)
     finally:
         for module in training:
@@ -191,9 +185,8 @@ def decode(
 
 def phrase_ids(model, words: Sequence[str]) -> list[list[int]]:
     """Returns the tokens of those words (or phrases) that the model can say. Notebook 06, section 10."""
-    unknown = getattr(getattr(model, "tokenizer", None), "unknown_id", None)
-    encoded = (model.tokenizer.encode(word) for word in words)
-    return [ids for ids in encoded if ids and (unknown is None or unknown not in ids)]
+    encoded = [model.tokenizer.encode(word) for word in words]
+    return [ids for ids in encoded if ids and getattr(model.tokenizer, "unknown_id", None) not in ids]
 
 
 def _prompt_ids(model, prompt: str) -> list[int]:
@@ -215,8 +208,8 @@ def _banned_ids(model, banned: Sequence[str | int]) -> list[list[int]]:
 
 
 def _begin(model, features: Tensor, prompt: list[int]) -> tuple[Tensor, object, Tensor | None]:
-    """Feeds the prompt, once an image. Returns log-probabilities [B, V] of the first new token, the state, and where
-    the model looked for each token of the prompt [B, L, R]."""
+    """Feeds the prompt. Returns log-probabilities [B, V] of the first new token, the state, and where the model looked
+    for each token of the prompt [B, L, R]."""
     state, maps = model.start(features), []
     # A model with a prefix needs no start token: its first step reads none, so any will do.
     first = model.end_id if model.start_id is None else model.start_id

@@ -19,38 +19,32 @@ BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-"
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": "", "&mdash;": "--"}
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
 # The full stop stays on these. A title goes on before a name ("Mr.A" is one word), an ending does not ("etc.A" is two).
-TITLES = _words(
-    """
-    adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
-    gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
-    reps rev sen sens sfc sgt spc st ste supt vs wm
-    """
-)
-ENDINGS = _words(
-    """
-    al ala apr ariz assn aug bhd bldg blvd bros calif co col colo conn corp cos ct dak dec esq est etc ext feb fla
-    fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd
-    rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
-    """
-)
-NOT_IN_CAPITALS = _words("mfg mtg pte pty ppte ppty ptes ptys")
-NOT_IN_SMALL = _words("az la pa ark del ill ore tex mass miss wash")
-BEFORE_A_NUMBER = _words("ca no op pp art fig nos prop figs")
+TITLES = """
+adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
+gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
+reps rev sen sens sfc sgt spc st ste supt vs wm
+""".split()  # noqa: SIM905
+ENDINGS = """
+al ala apr ariz assn aug bhd bldg blvd bros calif co col colo conn corp cos ct dak dec esq est etc ext feb fla
+fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd
+rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
+""".split()  # noqa: SIM905
+NOT_IN_CAPITALS = "mfg mtg pte pty ppte ppty ptes ptys".split()  # noqa: SIM905
+NOT_IN_SMALL = "az la pa ark del ill ore tex mass miss wash".split()  # noqa: SIM905
+BEFORE_A_NUMBER = "ca no op pp art fig nos prop figs".split()  # noqa: SIM905
 # After one letter and a full stop, these begin a sentence: the full stop is not the letter's.
-STARTERS = _words(
-    """
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms.
-    Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
-    You
-    """
-)
+STARTERS = """
+A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms.
+Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
+You
+""".split()  # noqa: SIM905
 
 
 def _any_case(words: list[str]) -> str:
     return f"(?i:{'|'.join(words)})"
+
+
 # By the time the rules run, what is left outside ASCII are letters, digits, their marks, and the signs named here.
 _L = r"[^\x00-@\[-`{-\x7f\s\d‐‑⁄‘’“”]"  # a letter
 _W = r"[^\x00-/:-@\[-`{-\x7f\s‐‑⁄‘’“”]"  # a letter or a digit
@@ -123,18 +117,9 @@ _SIGNS = {
     **dict.fromkeys("\x91‘‛‹", "‘"),
     **dict.fromkeys("\x92’›", "’"),
     **dict.fromkeys("\x80¤₠€", " $ "),
-    **{
-        "…": " ... ",
-        "£": " # ",
-        "¢": " cents ",
-        "\xad": "",
-        "½": " 1/2 ",
-        "¼": " 1/4 ",
-        "¾": " 3/4 ",
-        "⅓": " 1/3 ",
-        "⅔": " 2/3 ",
-    },
-}
+    **{"…": " ... ", "£": " # ", "¢": " cents ", "\xad": "", "½": " 1/2 ",
+       "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
+}  # fmt: skip
 _SYMBOL = re.compile(
     "[¡¥-©¬®-´¶-¹¿×÷\u0e3f\u0e4f\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2070\u2074-\u207e"
     "\u2080-\u208e\u20a4\u2100-\u214f\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff65\uffe0-\uffe6]"
@@ -160,7 +145,10 @@ def _sign(char: str) -> str:
 
 @functools.lru_cache(maxsize=200_000)
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
-    """Returns the words of one caption, lower case, without punctuation, as coco-caption's PTBTokenizer gives them."""
+    """Returns the words of one caption, lower case, without punctuation, as coco-caption's PTBTokenizer gives them.
+
+    Notebook 07, section 1.
+    """
     text = caption if caption.isascii() else "".join(char if char.isascii() else _sign(char) for char in caption)
     words: list[str] = []
     start = 0
