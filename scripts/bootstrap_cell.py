@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-from notebook_tools import ROOT, find_notebooks
+from notebook_tools import FOLDER, ROOT, find_notebooks
 
 COURSE = "https://github.com/OWNER/image-captioning-course"  # OWNER: the account that hosts the course
 RELEASE = "v1.0.0"  # the tag whose files a notebook fetches when it is opened without the course, as in Colab
@@ -69,6 +69,10 @@ def main(arguments: list[str]) -> None:
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"{path}: rewritten")
+    readme = FOLDER / "README.md"
+    place = f"/github/{COURSE.removeprefix('https://github.com/')}/blob/{RELEASE}/notebooks"
+    text = re.sub(r"/github/[^/]+/[^/]+/blob/[^/]+/notebooks", place, readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
