@@ -118,52 +118,6 @@ class Paths:
 
 
 @dataclass
-class BeamNode:
-    """One candidate that a beam search looked at: a token behind a beam. Notebook 06, section 5."""
-
-    step: int  # 0 for the first token
-    parent: int | None  # the place in `BeamTrace.nodes` of the token before
-    token: int
-    log_prob: float  # of this token
-    total: float  # of the whole path
-    kind: str  # "kept" (searched on), "finished" (a caption ends here) or "dropped"
-
-
-@dataclass
-class BeamTrace:
-    """Everything a beam search looked at for one image: a tree to draw. Notebook 06, section 5."""
-
-    nodes: list[BeamNode] = field(default_factory=list)
-    open: list[int] = field(default_factory=list)  # the node of each running beam
-
-    def path(self, node: int) -> list[int]:
-        """Returns the places in `nodes` from the first token to `node`."""
-        places = [node]
-        while self.nodes[places[-1]].parent is not None:
-            places.append(self.nodes[places[-1]].parent)
-        return places[::-1]
-
-    def find(self, tokens: list[int]) -> list[int] | None:
-        """Returns the places in `nodes` of a finished caption, token by token, or None when it is none of them."""
-        for place, node in enumerate(self.nodes):
-            if node.kind == "finished" and [self.nodes[p].token for p in self.path(place)] == tokens:
-                return self.path(place)
-        return None
-
-    def add(self, step: int, candidates: list[tuple]) -> None:
-        """Adds the candidates of a step, each (total, parent, token, log_prob, finished, kept)."""
-        opened = []
-        for total, parent, token, log_prob, finished, kept in candidates:
-            if total > NEVER:
-                kind = "finished" if finished else "kept" if kept else "dropped"
-                if kind == "kept":
-                    opened.append(len(self.nodes))
-                above = self.open[parent] if step else None
-                self.nodes.append(BeamNode(step, above, token, log_prob, total, kind))
-        self.open = opened
-
-
-@dataclass
 class Beams:
     """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 06, section 3.
 
@@ -181,7 +135,7 @@ class Beams:
         """Returns the K best captions of each image, best first.
 
         log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the tokens of the prompt; trace:
-        a list that receives one BeamTrace an image.
+        see `decode`.
         """
         B, K, C, device = len(log_probs), self.size, 2 * self.size, log_probs.device
         alive, steps, tokens = torch.arange(B, device=device), [], None  # alive: [A]
@@ -191,7 +145,7 @@ class Beams:
             state, log_probs, history = model.reorder(state, rows), log_probs[rows], history[rows]
         beams = {"total": log_probs.new_full((B, M, 1), NEVER), "owed": alive.new_full((B, M, 1), NONE)}
         beams["total"][:, 0] = 0.0
-        traces = [BeamTrace() for _ in range(B)]
+        traces: list[list[dict[str, list]]] = [[] for _ in range(B)]
         self.done = {"score": log_probs.new_full((B, K), NEVER)}
         self.done |= {name: log_probs.new_zeros(B, K) for name in ("total", "log_prob")}
         self.done |= {name: alive.new_zeros(B, K) for name in ("length", "parent", "token")}
@@ -215,9 +169,7 @@ class Beams:
                          for name, column in found.items()}  # fmt: skip
             beams, stopped = self._choose(found, length, alive)
             for place, image in enumerate(alive.tolist() if trace is not None else ()):
-                names = ("total", "parent", "token", "log_prob", "finished", "kept")
-                columns = [found[name][place, 0].tolist() for name in names]  # [C] each
-                traces[image].add(length - 1, list(zip(*columns, strict=True)))
+                traces[image].append({name: column[place, 0].tolist() for name, column in found.items()})
             tokens, parents = beams["token"].flatten(1), beams["parent"].flatten(1)  # [A, M * K]
             if looked is not None:
                 looked = spread(alive, B, looked.unflatten(0, (A, W)))[0]  # [B, W, R]

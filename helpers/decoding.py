@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.beam import NEVER, Beams, BeamTrace, Paths, Rules, best, spread
+from helpers.beam import NEVER, Beams, Paths, Rules, best, spread
 from helpers.files import CaptioningError, unknown_name
 
 METHODS = ("greedy", "beam", "sample")
@@ -123,7 +123,7 @@ def decode(
     prompt: str = "",
     generator: torch.Generator | None = None,
     seed: int | None = None,
-    trace: list[BeamTrace] | None = None,
+    trace: list | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns for each image its captions, best first. features: [B, R, D] float.
 
@@ -137,7 +137,8 @@ def decode(
     constraint          what each caption of a beam search must say, see `ranking.constrained.Include`. An image that
                         no such caption was found for gets an empty list.
     prompt              text that the caption begins with.
-    trace               a list that receives, in a beam search, one BeamTrace an image.
+    trace               a list that receives, in a beam search, for each image the candidates of each step, best first:
+                        columns total, parent (a place among those kept before), token, log_prob, finished, kept.
 
     Raises CaptioningError on an unknown method, a setting out of range, a prompt with words that the model does not
     know, or a model whose outputs are no numbers. Notebook 06, sections 2 to 10.

@@ -315,8 +315,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         rows = {captioner.name: scored.scores(), **result.get("baselines", {})}
         print(table(rows, {captioner.name: result.get("intervals", {})}).to_string())
-        for name in {"diversity", "objects"} & result.keys():
-            print(table({name: result[name]}).to_string())
+        for name in ("diversity", "objects"):
+            if name in result:
+                print(table({name: result[name]}).to_string())
     for image, reason in captions.failed.items():
         print(reason if image in reason else f"{image}: {reason}", file=sys.stderr)
     if captions.failed:
