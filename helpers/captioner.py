@@ -45,10 +45,8 @@ from ranking.hook import WEIGHTS, Judges
 CLASSES = {"ShowAndTell": ShowAndTell, "ShowAttendTell": ShowAttendTell, "ClipCap": ClipCap}
 DEFAULT_MODEL = "clipcap-mlp"
 FORMAT = 1
-ENTRIES = {
-    "format": int, "name": str, "class": str, "options": dict, "encoder": dict, "decoding": dict, "tokenizer": str,
-    "sha256": dict,
-}  # fmt: skip
+ENTRIES = {"format": int, "name": str, "class": str, "tokenizer": str}  # of config.json, and of what type
+ENTRIES |= {"options": dict, "encoder": dict, "decoding": dict, "sha256": dict}
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
 FILES = ["config.json", "model.safetensors", *TOKENIZERS, "training.json", "README.md"]  # that go to the hub
 SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "include"}
@@ -56,14 +54,8 @@ PATHS = (str, os.PathLike)
 MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption could need
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it.
-
-    Notebook 08, section 13.
-    """
+    """Returns the captioner without the wrapper that shares gradients among processes. Notebook 08, section 13."""
     return getattr(model, "module", model)
 
 
@@ -79,9 +71,9 @@ class Unfilled(TorchFunctionMode):
 
 
 def build_model(name: str, options: dict) -> nn.Module:
-    """Returns a new model of class `name` with these options. Notebook 08, section 12.
+    """Returns a new model of class `name`. Raises CaptioningError on an unknown class, or options that do not fit it.
 
-    Raises CaptioningError on an unknown class, or options that do not fit it.
+    Notebook 08, section 12.
     """
     if name not in CLASSES:
         raise unknown_name("model class", name, CLASSES)
@@ -91,32 +83,35 @@ def build_model(name: str, options: dict) -> nn.Module:
         raise CaptioningError(f"{name} cannot be built from these options: {error}") from error
 
 
+def _refusal(place: Path, why: str) -> CaptioningError:
+    return CaptioningError(f"{place} {why}. Fetch the checkpoint again.")
+
+
 def check(folder: Path, config: object) -> dict:
     """Returns `config`, the content of config.json in `folder`, if training could have written it.
 
-    Raises CaptioningError when an entry is missing or of another type, or a class or a file is not known.
-    Notebook 00, section 3.
+    Raises CaptioningError when an entry is missing, of another type or not known. Notebook 00, section 3.
     """
     place = folder / "config.json"
     config = {"name": folder.name, "decoding": {}, **config} if isinstance(config, dict) else {}
-    if not set(ENTRIES) <= set(config):
-        raise CaptioningError(f"{place} lacks entries of a checkpoint's configuration; train or fetch it again.")
     for name, kind in ENTRIES.items():
+        if name not in config:
+            raise _refusal(place, f"lacks entries of a checkpoint's configuration, among them {name!r}")
         if type(config[name]) is not kind:
-            raise CaptioningError(f"{place}: {name!r} should be of the type {kind.__name__}. Fetch it again.")
+            raise _refusal(place, f"is damaged: {name!r} should be of the type {kind.__name__}")
     if config["format"] != FORMAT:
-        raise CaptioningError(f"{folder} has format {config['format']}; this version reads format {FORMAT}.")
+        raise _refusal(folder, f"has format {config['format']}, and this version reads format {FORMAT}")
     if config["class"] not in CLASSES:
         raise unknown_name("model class", config["class"], CLASSES)
     if config["tokenizer"] not in TOKENIZERS:
-        raise CaptioningError(f"{place}: 'tokenizer' must be {' or '.join(TOKENIZERS)}, not {config['tokenizer']!r}.")
+        raise _refusal(place, f"is damaged: 'tokenizer' must be {' or '.join(TOKENIZERS)}")
     if not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
-        raise CaptioningError(f"{place}: 'encoder' should have a name, a kind and a fingerprint, all of them text.")
+        raise _refusal(place, "is damaged: 'encoder' should have a name, a kind and a fingerprint, all of them text")
     for name, value in config["decoding"].items():
         if name not in SETTINGS:
             raise unknown_name("decoding setting", name, SETTINGS)
         if name in MOST and not (type(value) is int and 0 < value <= MOST[name]):
-            raise CaptioningError(f"{place}: decoding {name!r} is {shown(value)}, and no caption needs that.")
+            raise _refusal(place, f"is damaged: decoding {name!r} is {shown(value)}, and no caption needs that")
     return config
 
 
@@ -127,9 +122,9 @@ def available() -> list[str]:
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Returns the folder of a checkpoint, given a shipped name or a path. Notebook 00, section 3.
+    """Returns the folder of a checkpoint, given a shipped name or a path. Raises CaptioningError when there is none.
 
-    Raises CaptioningError when there is none.
+    Notebook 00, section 3.
     """
     shipped = CHECKPOINTS / str(name)
     folder = shipped if Path(str(name)).name == str(name) and shipped.is_dir() else Path(name)
@@ -146,15 +141,12 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     `config` is the training configuration; `extra` adds entries, such as measured scores. Notebook 08, section 7.
     """
     folder, encoder = Path(folder), load_encoder(config["encoder"])
-    left_out = set(getattr(model, "left_out", lambda: ())())
-    tensors = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in unique_tensors(model).items()
-        if name not in left_out
-    }
+    left_out = set(model.left_out())
+    kept = {name: value for name, value in unique_tensors(model).items() if name not in left_out}
+    kept = {name: value.half() if value.is_floating_point() else value for name, value in kept.items()}
     tokenizer_file = TOKENIZERS[0] if isinstance(model.tokenizer, Vocabulary) else TOKENIZERS[1]
     model.tokenizer.save(folder / tokenizer_file)
-    save_tensors(folder / "model.safetensors", tensors)
+    save_tensors(folder / "model.safetensors", kept)
     kind = config.get("inference_features", config.get("features", "grid"))
     about = {"name": config["encoder"], "kind": kind, **encoder.preprocessing, "fingerprint": encoder.fingerprint}
     entries = {
@@ -172,8 +164,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
 def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, dict]:
     """Returns (model, configuration) of a checkpoint, verified by hash. The model is in evaluation mode, in fp32.
 
-    Raises CaptioningError when a file is missing, was changed or swapped, or does not fit the others.
-    Notebook 08, section 6.
+    Raises CaptioningError when a file is missing, was changed, or does not fit the others. Notebook 08, section 6.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -182,45 +173,32 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
     config = check(folder, read_json(folder / "config.json"))
     for file in ("model.safetensors", config["tokenizer"]):
         if not (folder / file).is_file():
-            raise CaptioningError(f"{folder} is incomplete: {file} is missing. Fetch the checkpoint again.")
+            raise _refusal(folder, f"is incomplete: {file} is missing")
         if sha256_file(folder / file) != config["sha256"].get(file):
-            raise CaptioningError(
-                f"{folder / file} is not the file that config.json was written with (SHA-256 differs). Fetch both anew."
-            )
+            raise _refusal(folder / file, "is not the file that config.json was written with (SHA-256 differs)")
     try:
         tensors = load_file(folder / "model.safetensors")
     except SafetensorError as error:
-        raise CaptioningError(f"{folder / 'model.safetensors'} cannot be read: {error}.") from error
-    misfit = f"The weights in {folder} do not fit its configuration"
-    options = config["options"]
+        raise _refusal(folder / "model.safetensors", f"cannot be read: {error}") from error
+    options, misfit = config["options"], "holds weights that do not fit its configuration"
     if config["class"] != "ClipCap" or options.get("tune", "full") == "full" and options.get("language_model_config"):
         # Built without memory first: a few numbers in a configuration can ask for terabytes.
         with torch.device("meta"), Unfilled():
             asked = sum(value.numel() for value in build_model(config["class"], options).parameters())
         if asked > sum(value.numel() for value in tensors.values()):
-            raise CaptioningError(f"{misfit}: it asks for {asked:,} numbers. Fetch the checkpoint again.")
+            raise _refusal(folder, f"{misfit}, which asks for {asked:,} numbers")
     model = build_model(config["class"], options)
-    left_out = set(getattr(model, "left_out", lambda: ())())
+    left_out = set(model.left_out())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     wrong = {key for key, value in tensors.items() if shapes.get(key) != value.shape}
     wrong |= unique_tensors(model).keys() - tensors.keys() - left_out
     if wrong:
-        raise CaptioningError(f"{misfit}: {sorted(wrong)[:3]}. Fetch the checkpoint again.")
+        raise _refusal(folder, f"{misfit}: {sorted(wrong)[:3]}")
     if left_out and "left_out" in config and config["left_out"] != weights_fingerprint(model, only=left_out):
-        raise CaptioningError(
-            f"The language model {model.config['language_model']!r} is not the one that {folder} was trained with "
-            "(its weights differ). Fetch both anew."
-        )
+        named = model.config["language_model"]
+        raise _refusal(folder, f"was trained with another language model than the {named!r} here (its weights differ)")
     model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}, strict=False)
-    if config["tokenizer"] == TOKENIZERS[0]:
-        model.tokenizer = Vocabulary.load(folder / TOKENIZERS[0])
-        model.end_id = model.tokenizer.end_id
-        if len(model.tokenizer) != options.get("vocabulary_size"):
-            raise CaptioningError(
-                f"{folder}: the vocabulary has {len(model.tokenizer)} words, not what the model has. Fetch both again."
-            )
-    else:
-        model.load_tokenizer(folder / TOKENIZERS[1])
+    model.load_tokenizer(folder / config["tokenizer"])
     return model.to(device).eval(), config
 
 
@@ -236,9 +214,6 @@ def _encoder_of(config: dict, device: str):
             f"in another way: {other}, here {({name: here[name] for name in other})}. Fetch both again."
         )
     return encoder
-
-
-# -- the hub -----------------------------------------------------------------------------------------------------------
 
 
 def push_to_hub(checkpoint: str | Path, repository: str, private: bool = True) -> str:
@@ -274,15 +249,9 @@ def _call_hub(action: str, **arguments):
         ) from error
 
 
-# -- captions ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Caption:
-    """What became of one photo: a caption with its log-probability, other candidates, or the reason there is none.
-
-    Notebook 00, section 4.
-    """
+    """What became of one photo: a caption, or the reason that there is none. Notebook 00, section 4."""
 
     image: str
     caption: str | None
@@ -301,10 +270,7 @@ class Caption:
 
 
 class Captioner:
-    """A trained model with its encoder, preprocessing and decoding settings: photos in, captions out.
-
-    Notebook 00, section 1.
-    """
+    """A trained model with its encoder and decoding settings: photos in, captions out. Notebook 00, section 1."""
 
     def __init__(self, model: nn.Module, encoder, config: dict, device: str = "cpu"):
         self.model, self.encoder, self.config, self.device = model, encoder, config, device
@@ -315,11 +281,8 @@ class Captioner:
 
     @classmethod
     def load(cls, name: str | Path | None = None, device: str = "cpu") -> Captioner:
-        """Returns the captioner called `name`, or in the folder `name`; the default one without a name.
-
-        `device`: "cpu", "cuda", or "auto", the GPU where there is one. Raises CaptioningError when the checkpoint or
-        the device cannot be used.
-        """
+        """Returns the captioner called `name`, or in that folder; the default one without a name. `device`: "cpu",
+        "cuda", or "auto", the GPU where there is one. Raises CaptioningError when either cannot be used."""
         device = pick_device(device)
         model, config = load_checkpoint(name or DEFAULT_MODEL, device)
         return cls(model, _encoder_of(config, device), config, device)
@@ -369,17 +332,16 @@ class Captioner:
                     readable.append(out[-1])
                 except CaptioningError as error:
                     out[-1].error = str(error)
-            if readable:
-                self._fill(readable, self.decode(*self._see(prepared), **options))
+            groups = self.decode(*self._see(prepared), **options) if prepared else []
+            for caption, group in zip(readable, groups, strict=True):
+                self._fill(caption, group)
 
-    def _fill(self, captions: list[Caption], groups: list[list]) -> None:
-        for caption, group in zip(captions, groups, strict=True):
-            texts = [self.model.tokenizer.decode(hypothesis.tokens) for hypothesis in group]
-            best = group[0]
-            caption.caption, caption.log_prob = texts[0], best.log_prob
-            caption.alternatives = [(text, h.log_prob) for text, h in zip(texts[1:], group[1:], strict=True)]
-            caption.words = [self.model.tokenizer.decode([token]) for token in best.tokens]
-            caption.attention = torch.stack(best.attention) if best.attention else None
+    def _fill(self, caption: Caption, group: list) -> None:
+        text, best = self.model.tokenizer.decode, group[0]
+        caption.caption, caption.log_prob = text(best.tokens), best.log_prob
+        caption.alternatives = [(text(other.tokens), other.log_prob) for other in group[1:]]
+        caption.words = [text([token]) for token in best.tokens]
+        caption.attention = torch.stack(best.attention) if best.attention else None
 
 
 def _photos(images: object) -> Iterator:
@@ -399,8 +361,5 @@ def _open(item: object) -> Image.Image:
     if not isinstance(item, np.ndarray):
         return open_image(item)
     if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-        raise CaptioningError(
-            f"An array should be [height, width, 3] of uint8, not {[*item.shape]} of {item.dtype}. Scale and transpose "
-            "it, or pass a path."
-        )
+        raise CaptioningError(f"An array should be [height, width, 3] of uint8, not {[*item.shape]} of {item.dtype}.")
     return open_image(Image.fromarray(item))

@@ -7,12 +7,14 @@ E embedding width, H hidden width, A attention width, S width of a picture's sum
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.text import START, exact_logits
+from helpers.files import CaptioningError
+from helpers.text import START, Vocabulary, exact_logits
 
 
 class Standardise(nn.Module):
@@ -142,6 +144,19 @@ class LSTMCaptioner(nn.Module):
     def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
         """Returns what a model adds to the word loss (0 here). attention: [N, T, R]; labels_mask: [N, T]."""
         return attention.new_zeros(())
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def left_out(self) -> list[str]:
+        """Returns the names of weights that a checkpoint does not carry: none."""
+        return []
+
+    def load_tokenizer(self, path: Path) -> None:
+        """Reads the checkpoint's vocabulary. Raises CaptioningError when it has another size than the model."""
+        self.tokenizer = Vocabulary.load(path)
+        self.end_id = self.tokenizer.end_id
+        if len(self.tokenizer) != self.config["vocabulary_size"]:
+            raise CaptioningError(f"{path}: the vocabulary has {len(self.tokenizer)} words, not what the model has.")
 
     # -- what the two models fill in ----------------------------------------------------------------------------
 

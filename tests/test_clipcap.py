@@ -458,5 +458,5 @@ def test_another_language_model_under_the_same_name_is_refused(folders, tmp_path
     words = next(name for name in tensors if name.endswith("wte.weight"))
     tensors[words] = tensors[words].roll(1, 0).contiguous()  # the same numbers, each another word's
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(CaptioningError, match="is not the one that .*saved was trained with"):
+    with pytest.raises(CaptioningError, match="saved was trained with another language model than the"):
         load_checkpoint(tmp_path / "saved")
