@@ -28,7 +28,7 @@ from helpers.language_models import (
 
 
 class MLPMapper(nn.Module):
-    """The first mapper of the paper (section 3.2): one hidden layer with tanh.
+    """The first mapper of the paper (section 3.2): one hidden layer with tanh. Notebook 05, section 3.
 
     A single vector [B, 1, D] becomes P prefix vectors, as in the paper. A grid [B, R, D] becomes one prefix vector a
     region, the same layer for each, so that the language model itself can look around: P = R.
@@ -47,7 +47,7 @@ class MLPMapper(nn.Module):
 
 
 class MapperLayer(nn.Module):
-    """One transformer layer of the mapper: attention without a causal mask, then two linear layers, norms first."""
+    """One layer of the mapper: attention without a causal mask, then two linear layers. Notebook 05, section 3."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
@@ -69,7 +69,7 @@ class MapperLayer(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """The second mapper of the paper: learned constants gather from the image's vectors, and become the prefix.
+    """The second mapper of the paper: learned constants gather from the image's vectors. Notebook 05, section 3.
 
     A single vector is first spread over `clip_length` vectors, as in the paper; a grid gives one vector a region.
     """
@@ -97,7 +97,7 @@ TUNING = ("full", "none", "lora")
 
 @dataclass
 class State:
-    """What decoding remembers: the language model's cache, and the prediction that the prefix made by itself."""
+    """What decoding remembers: the cache, and what the prefix predicted by itself. Notebook 05, section 6."""
 
     cache: Any  # N rows
     prefix_length: int
@@ -141,14 +141,12 @@ class ClipCap(nn.Module):
         c["language_model_config"] = shape = configuration(self.language_model)
         if self.tokenizer is not None:
             shape["eos_token_id"] = self.tokenizer.end_id  # some configurations name several
+            self.tokenizer.end_id = self.tokenizer.end_id if c["end_id"] is None else c["end_id"]
         self.end_id = shape["eos_token_id"] if c["end_id"] is None else c["end_id"]
-        if self.tokenizer is not None:
-            self.tokenizer.end_id = self.end_id
         self.width = self.language_model.get_input_embeddings().embedding_dim
         self.standardise = Standardise(feature_width) if c["standardise"] else nn.Identity()
-        self.mapper = MAPPERS[c["mapper"]](
-            feature_width, self.width, c["prefix_length"], c["regions"], **c["mapper_options"]
-        )
+        sizes = (feature_width, self.width, c["prefix_length"], c["regions"])
+        self.mapper = MAPPERS[c["mapper"]](*sizes, **c["mapper_options"])
         self.norm = nn.LayerNorm(self.width) if c["normalise_prefix"] else nn.Identity()
         self.dropout = nn.Dropout(c["dropout"])
         if c["tune"] != "full":
@@ -172,8 +170,6 @@ class ClipCap(nn.Module):
             words = self.language_model.get_input_embeddings()(ids)  # [L, W]
             prefix = torch.cat([prefix, words.expand(len(prefix), -1, -1).to(prefix.dtype)], dim=1)
         return prefix
-
-    # -- the captioner protocol ---------------------------------------------------------------------------------
 
     def start(self, features: Tensor) -> State:
         """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""
@@ -205,8 +201,6 @@ class ClipCap(nn.Module):
         shares = [weights[:, :, -rows:, :length].float().mean(1) for weights in cache.attentions]  # each [B, K, P]
         return torch.stack(shares).mean(0).flatten(0, 1)
 
-    # -- training -----------------------------------------------------------------------------------------------
-
     def forward(self, features: Tensor, tokens: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns logits [N, T + 1, V] for `tokens` [N, T]: the prefix predicts the first, each token the next.
 
@@ -226,8 +220,6 @@ class ClipCap(nn.Module):
     def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
         return attention.new_zeros(())
 
-    # -- saving -------------------------------------------------------------------------------------------------
-
     def left_out(self) -> list[str]:
         """Returns the names of weights that a checkpoint does not carry: an untuned language model's."""
         if self.config["tune"] == "full":
@@ -241,7 +233,7 @@ class ClipCap(nn.Module):
 
 
 class LowRank(nn.Module):
-    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 05, exercise 4."""
+    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 05, section 7."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
@@ -253,7 +245,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int) -> None:
-    """Gives the layers of `model` that make queries, keys and values a trained matrix of this rank each."""
+    """Gives the layers that make queries, keys and values a trained matrix of this rank. Notebook 05, section 7."""
     for name, module in list(model.named_modules()):
         if name.rsplit(".", 1)[-1] in ("c_attn", "q_proj", "v_proj", "query_key_value"):
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))

@@ -21,8 +21,7 @@ class Standardise(nn.Module):
     """Brings every channel of the image features to mean 0 and deviation 1, as measured on the training images.
 
     Without it a few large channels drown the rest, and attention learns next to nothing. The two vectors are part of
-    the model, so a checkpoint cannot be used with features scaled another way. What comes out has the model's own
-    precision: features in fp32 are scaled in fp32, then rounded, so that a model in bf16 or fp16 needs no others.
+    the model, so a checkpoint cannot be used with features scaled another way. Notebook 02, section 4.
     """
 
     def __init__(self, width: int):
@@ -42,10 +41,8 @@ class Standardise(nn.Module):
 
 @dataclass
 class State:
-    """What an LSTM captioner remembers between two steps. Rows of one image stand together, the same number each.
-
-    What comes from the picture is kept once an image, not once a beam: beams share it by broadcasting.
-    """
+    """What an LSTM captioner remembers between two steps. Rows of one image stand together, the same number each, and
+    share by broadcasting what comes from the picture. Notebook 02, section 4."""
 
     image: dict[str, Tensor]  # [B, ...]
     hidden: Tensor  # [N, H]
@@ -54,7 +51,10 @@ class State:
 
 
 class LSTMCaptioner(nn.Module):
-    """What the two models share: words in, one LSTM, words out. `features` is [B, R, D]; R is 1 for one vector."""
+    """What the two models share: words in, one LSTM, words out. `features` is [B, R, D]; R is 1 for one vector.
+
+    Notebook 02, section 4.
+    """
 
     defaults = {"embedding": 256, "hidden": 512, "dropout": 0.5, "recurrent_dropout": 0.0}
     start_id: int = START
@@ -80,8 +80,6 @@ class LSTMCaptioner(nn.Module):
         self.dropout = nn.Dropout(self.config["dropout"])
         with torch.no_grad():
             self.word_to_gates.bias[H : 2 * H].fill_(1.0)  # an open forget gate lets early gradients through
-
-    # -- the captioner protocol ---------------------------------------------------------------------------------
 
     def start(self, features: Tensor) -> State:
         """Returns the state before the first word, one row an image. features: [B, R, D]."""
@@ -112,8 +110,6 @@ class LSTMCaptioner(nn.Module):
         attention = None if state.attention is None else state.attention[index]
         return State(image, state.hidden[index], state.cell[index], attention)
 
-    # -- training -----------------------------------------------------------------------------------------------
-
     def forward(self, features: Tensor, tokens: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns logits [N, T, V] for inputs `tokens` [N, T], and attention weights [N, T, R] (R = 0 without).
 
@@ -124,7 +120,9 @@ class LSTMCaptioner(nn.Module):
         if row is not None:
             state = self.reorder(state, row)
         words = self.word_to_gates(self.dropout(self.embed(tokens)))  # [N, T, 4H]
-        keep = self._recurrent_mask(state.hidden)
+        keep = None  # one dropout mask for all steps (Gal and Ghahramani 2016): one a step would erase memory
+        if self.training and self.config["recurrent_dropout"]:
+            keep = F.dropout(torch.ones_like(state.hidden), self.config["recurrent_dropout"])
         outputs, maps = [], []
         for word in words.unbind(1):  # unlike words[:, t], its backward pass writes each gradient once
             output, state = self.advance(word, state)
@@ -134,18 +132,9 @@ class LSTMCaptioner(nn.Module):
             maps.append(state.attention if state.attention is not None else output[:, :0])
         return self.to_words(torch.stack(outputs, 1)), torch.stack(maps, 1)  # [N, T, V], [N, T, R]
 
-    def _recurrent_mask(self, hidden: Tensor) -> Tensor | None:
-        """One dropout mask for all steps of a caption (Gal and Ghahramani 2016): one a step would erase memory."""
-        rate = self.config["recurrent_dropout"]
-        if not self.training or not rate:
-            return None
-        return F.dropout(torch.ones_like(hidden), rate)
-
     def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
         """Returns what a model adds to the word loss (0 here). attention: [N, T, R]; labels_mask: [N, T]."""
         return attention.new_zeros(())
-
-    # -- saving -------------------------------------------------------------------------------------------------
 
     def left_out(self) -> list[str]:
         """Returns the names of weights that a checkpoint does not carry: none."""
@@ -158,8 +147,6 @@ class LSTMCaptioner(nn.Module):
         if len(self.tokenizer) != self.config["vocabulary_size"]:
             raise CaptioningError(f"{path}: the vocabulary has {len(self.tokenizer)} words, not what the model has.")
 
-    # -- what the two models fill in ----------------------------------------------------------------------------
-
     def look(self, features: Tensor) -> dict[str, Tensor]:
         """Returns what is computed once an image from the standardised `features` [B, R, D]: `summary` [B, S], more."""
         return {"summary": features.mean(1)}
@@ -171,9 +158,8 @@ class LSTMCaptioner(nn.Module):
     def gates(self, words: Tensor, state: State) -> Tensor:
         """Returns the summed gates [N, 4H] of words [N, 4H], picture and last hidden state."""
         picture = state.image["gates"]  # [B, 4H]
-        return (words.unflatten(0, (len(picture), -1)) + picture[:, None]).flatten(0, 1) + self.hidden_to_gates(
-            state.hidden
-        )
+        seen = (words.unflatten(0, (len(picture), -1)) + picture[:, None]).flatten(0, 1)  # [N, 4H]
+        return seen + self.hidden_to_gates(state.hidden)
 
     def to_words(self, output: Tensor) -> Tensor:
         """Returns logits [..., V] from outputs [..., O]."""
@@ -181,14 +167,20 @@ class LSTMCaptioner(nn.Module):
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the new hidden state and cell [N, H] from the summed gates [N, 4H] (Hochreiter and Schmidhuber 1997)."""
+    """Returns the new hidden state and cell [N, H] from the summed gates [N, 4H] (Hochreiter and Schmidhuber 1997).
+
+    Notebook 02, section 3.
+    """
     input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)  # each [N, H], in nn.LSTM's order
     cell = torch.sigmoid(forget_gate) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
     return torch.sigmoid(output_gate) * torch.tanh(cell), cell
 
 
 class ShowAndTell(LSTMCaptioner):
-    """One vector an image, seen as the first state and at every step (Vinyals et al. 2015; Mao et al. 2015)."""
+    """One vector an image, seen as the first state and at every step (Vinyals et al. 2015; Mao et al. 2015).
+
+    Notebook 02, section 4.
+    """
 
     def __init__(self, vocabulary_size: int, feature_width: int, **options):
         super().__init__(vocabulary_size, feature_width, **options)
@@ -204,7 +196,7 @@ class ShowAttendTell(LSTMCaptioner):
 
     Keys score the regions (the additive form of Bahdanau et al. 2015), values carry what is taken from them, a gate
     says how much the picture matters for the next word, and the doubly stochastic term asks that every region be
-    looked at about equally over a whole caption.
+    looked at about equally over a whole caption. Notebook 03, section 3.
     """
 
     defaults = {**LSTMCaptioner.defaults, "attention": 256, "value": 512, "doubly_stochastic": 0.0}

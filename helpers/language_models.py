@@ -25,7 +25,6 @@ END_TEXT = "<|endoftext|>"
 GROWTH = 16  # steps for which the cache is lengthened at once
 # With these a configuration makes transformers fetch and run code.
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
-MASKS = (".attn.bias", ".attn.masked_bias")  # which older files of GPT-2 carry beside the weights
 USUAL = {  # entry of a configuration -> the values, first the default, that `GPT2` computes
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,), "tie_word_embeddings": (True,), "n_inner": (None,),
@@ -33,15 +32,10 @@ USUAL = {  # entry of a configuration -> the values, first the default, that `GP
 }  # fmt: skip
 
 
-# -- GPT-2 (Radford et al. 2019) ---------------------------------------------------------------------------------------
-
-
 class Cache:
-    """The keys and values of what was read. The K rows of an image share them, and each knows which are its own past.
-
-    Choosing beams anew then moves a few bits of `seen`, where moving the cache itself would copy megabytes at every
-    step, and what all rows have in common, such as a prefix, is kept once an image. Notebook 06, section 9.
-    """
+    """The keys and values of what was read. The K rows of an image share them, and each knows which are its own past:
+    choosing beams anew moves a few bits of `seen`, where moving the cache itself would copy megabytes at every step,
+    and what all rows have in common, such as a prefix, is kept once an image. Notebook 06, section 9."""
 
     def __init__(self):
         self.store: dict[int, Tensor] = {}  # layer -> keys and values, [2, B, heads, S or more, C]
@@ -192,10 +186,8 @@ class GPT2(nn.Module):
         N, T, W = words.shape
         first = cache.length
         if first + T > len(positions):
-            raise CaptioningError(
-                f"The language model reads {len(positions)} positions, prefix and prompt included; "
-                "set a smaller max_length or a shorter prompt."
-            )
+            much = f"The language model reads {len(positions)} positions, prefix and prompt included"
+            raise CaptioningError(f"{much}; set a smaller max_length or a shorter prompt.")
         may_look = cache.begin(N, T, words.device)  # [B, Q, S]
         bias = torch.zeros(may_look.shape, dtype=words.dtype, device=words.device)
         bias = bias.masked_fill_(~may_look, -torch.inf)[:, None]  # [B, 1, Q, S]
@@ -225,14 +217,12 @@ def is_plain_gpt2(config: dict) -> bool:
 
 
 def load_gpt2_weights(model: GPT2, tensors: dict[str, Tensor]) -> None:
-    """Fills `model` with weights named as in any published GPT-2: with or without "transformer." in front, with the
-    causal masks that older files carry. Raises RuntimeError when they do not fit. Notebook 05, section 1."""
-    named = {}
-    for name, value in tensors.items():
-        if not name.endswith(MASKS):
-            named[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = value.float()
-    named.setdefault("lm_head.weight", named.get("transformer.wte.weight", torch.zeros(0)))
-    model.load_state_dict(named)
+    """Fills `model` with the weights of a `GPT2LMHeadModel`. Raises RuntimeError when they do not fit.
+
+    Notebook 05, section 1.
+    """
+    named = {name: value.float() for name, value in tensors.items()}
+    model.load_state_dict({"lm_head.weight": named.get("transformer.wte.weight"), **named})
 
 
 def new_language_model(config: dict) -> nn.Module:
@@ -251,9 +241,6 @@ def configuration(model: nn.Module) -> dict:
         return model.config
     shape = model.config
     return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
-
-
-# -- tokenizers --------------------------------------------------------------------------------------------------------
 
 
 class CaptionTokenizer:
@@ -314,46 +301,33 @@ def train_tokenizer(captions: Iterable[str], size: int = 4000):
     return tokenizer
 
 
-# -- by name -----------------------------------------------------------------------------------------------------------
-
-
 def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
     """Returns (model, tokenizer) by name, in evaluation mode: `pocket-gpt2` (shipped), a folder, or any causal language
     model of the Hugging Face hub. Raises CaptioningError when it cannot be had. Notebook 05, section 1.
     """
+    from safetensors.torch import load_file
+
     folder = CHECKPOINTS / name if name == "pocket-gpt2" else Path(name)
-    files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")]
     try:
-        config = read_json(files[0]) if all(file.is_file() for file in files) else {}
-        if is_plain_gpt2(config):
-            model, tokenizer, end_id = _read_gpt2(config, *files[1:])
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if is_plain_gpt2(config) and config.get("plain_captions"):  # our own, without the seconds of transformers
+            tokenizer = CaptionTokenizer.load(folder / "tokenizer.json", config["eos_token_id"], plain=True)
+            model = GPT2(config)
+            load_gpt2_weights(model, load_file(folder / "model.safetensors"))
         else:
-            model, tokenizer, end_id = _by_transformers(name)
-            config = configuration(model)
+            model, tokenizer = _by_transformers(name)
     except Exception as error:  # transformers, safetensors and tokenizers raise what they like on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CaptioningError(
             f"The language model {name!r} cannot be loaded: {reason[:400]} Names: pocket-gpt2 (shipped), gpt2, "
             "distilgpt2, a folder, or any causal language model of the hub."
         ) from error
-    if end_id is None:
+    if tokenizer.end_id is None:
         raise CaptioningError(f"The tokenizer of {name!r} has no end-of-sequence token; a caption could never end.")
-    return model.eval(), CaptionTokenizer(tokenizer, end_id, bool(config.get("plain_captions")))
+    return model.eval(), tokenizer
 
 
-def _read_gpt2(config: dict, weights: Path, tokenizer: Path, about: Path) -> tuple[GPT2, Any, int | None]:
-    """Returns what is in a folder, without transformers, whose import takes seconds."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
-    model, words = GPT2(config), Tokenizer.from_file(str(tokenizer))
-    load_gpt2_weights(model, load_file(weights))
-    end = read_json(about).get("eos_token")
-    end = end["content"] if isinstance(end, dict) else end
-    return model, words, None if end is None else words.token_to_id(end)
-
-
-def _by_transformers(name: str) -> tuple[nn.Module, Any, int | None]:
+def _by_transformers(name: str) -> tuple[nn.Module, CaptionTokenizer]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -362,7 +336,8 @@ def _by_transformers(name: str) -> tuple[nn.Module, Any, int | None]:
     if is_plain_gpt2(config):
         tensors, model = model.state_dict(), GPT2(config)
         load_gpt2_weights(model, tensors)
-    return model, tokenizer.backend_tokenizer, tokenizer.eos_token_id
+    plain = bool(config.get("plain_captions"))
+    return model, CaptionTokenizer(tokenizer.backend_tokenizer, tokenizer.eos_token_id, plain)
 
 
 def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
@@ -399,7 +374,7 @@ def new_pocket_gpt2(
 def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
     """Writes a GPT-2 in fp16 as Hugging Face's `save_pretrained` does, so that plain transformers calls load it.
 
-    Raises CaptioningError when the folder cannot be written. Notebook 08, section 12.
+    Notebook 08, section 12.
     """
     from safetensors.torch import save_file
 

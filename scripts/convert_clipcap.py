@@ -23,13 +23,13 @@ from helpers.captioner import save_checkpoint  # noqa: E402
 from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.encoders import load_encoder  # noqa: E402
 from helpers.files import CaptioningError, command, load_weights  # noqa: E402
-from helpers.language_models import MASKS  # noqa: E402
 
 ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by D
 # The official scripts divide the transformer's image vector by its length, and give the MLP the vector as CLIP made it.
 FEATURES = {"mlp": "pooled", "transformer": "embedding"}
 END = "."  # the recipe trained no end-of-sequence; its decoding stops at the full stop that ends COCO's captions
 DECODING = {"method": "beam", "beam_size": 5, "length_penalty": 1.0, "max_length": 67}  # as in the official scripts
+MASKS = (".attn.bias", ".attn.masked_bias")  # which older versions of transformers stored beside the weights
 HEADS = 8  # of the transformer mapper; no weight's shape tells
 
 

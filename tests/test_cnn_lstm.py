@@ -249,13 +249,14 @@ def test_the_forget_gate_starts_open() -> None:
 
 def test_recurrent_dropout_drops_the_same_units_at_every_step() -> None:
     model = small_model(recurrent_dropout=0.5)
-    assert model._recurrent_mask(torch.ones(2, 16)) is None  # not in evaluation
-    model.train()
     masks = []
     original = model.advance
     model.advance = lambda words, state: (masks.append(state.hidden), original(words, state))[1]
-    torch.manual_seed(0)
     model(pictures(2), sentences(model, 2, 5))
+    assert not any((hidden == 0).any() for hidden in masks)  # not in evaluation
+    masks.clear()
+    torch.manual_seed(0)
+    model.train()(pictures(2), sentences(model, 2, 5))
     dropped = [hidden == 0 for hidden in masks[1:]]  # the state read at step 0 comes from the picture
     assert dropped[0].any() and not dropped[0].all()
     assert all(torch.equal(mask, dropped[0]) for mask in dropped)

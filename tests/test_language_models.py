@@ -226,34 +226,41 @@ def test_a_name_that_cannot_be_had_says_what_can(tmp_path: Path) -> None:
         load_language_model(str(tmp_path))
 
 
+@torch.no_grad()
+def test_a_published_gpt2_becomes_ours(tmp_path: Path) -> None:
+    """As on the hub: no note of ours in its configuration, captions keep their spelling."""
+    theirs = AutoModelForCausalLM.from_pretrained(save_family(tmp_path), dtype=torch.float32)
+    del theirs.config.plain_captions
+    theirs.save_pretrained(tmp_path)
+    model, tokenizer = load_language_model(str(tmp_path))
+    assert type(model) is GPT2 and not tokenizer.plain and tokenizer.end_id == 0
+    ids = torch.tensor([tokenizer.encode("a red dog")])
+    torch.testing.assert_close(model(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
 def test_a_model_that_never_ends_is_refused(tmp_path: Path) -> None:
-    save_family(tmp_path)
+    save_family(tmp_path, "llama")
     config = read_json(tmp_path / "tokenizer_config.json")
     write_json(tmp_path / "tokenizer_config.json", {k: v for k, v in config.items() if k != "eos_token"})
     with pytest.raises(CaptioningError, match="no end-of-sequence token"):
         load_language_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", ""])
 @torch.no_grad()
-def test_our_gpt2_is_that_of_transformers(tmp_path: Path, prefix: str) -> None:
-    """Names, logits, and weights as they are published: without the prefix, with the causal masks of older versions."""
+def test_our_gpt2_is_that_of_transformers() -> None:
     torch.manual_seed(0)
     config = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=60, n_positions=40, eos_token_id=0, bos_token_id=0)
     theirs, ours = GPT2LMHeadModel(config).eval(), GPT2(config.to_dict()).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    published = {name.replace("transformer.", prefix): value for name, value in theirs.state_dict().items()}
-    published[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 40, 40).tril()
-    load_gpt2_weights(ours, published)
+    load_gpt2_weights(ours, theirs.state_dict())
     ids = torch.randint(60, (3, 17))
     expected = theirs(input_ids=ids).logits
     torch.testing.assert_close(ours(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(ours(input_ids=ids, logits_to_keep=2).logits, expected[:, -2:], atol=1e-5, rtol=0)
     with pytest.raises(CaptioningError, match="reads 40 positions"):
         ours(input_ids=torch.zeros(1, 41, dtype=torch.long))
-    del published[f"{prefix}ln_f.weight"]
     with pytest.raises(RuntimeError, match="ln_f.weight"):
-        load_gpt2_weights(ours, published)
+        load_gpt2_weights(ours, {n: v for n, v in theirs.state_dict().items() if "ln_f" not in n})
 
 
 def test_gradients_and_dropout_are_those_of_transformers() -> None:
