@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,13 +65,6 @@ def predict(
             captions[image] = captioner.model.tokenizer.decode(group[0].tokens)
     captions.failed, captions.seconds = dict(features.failed), time.perf_counter() - began
     return captions
-
-
-def write_hypotheses(path: str | Path, captions: Mapping[str, str]) -> None:
-    """Writes `image<TAB>caption` lines, whole or not at all. Notebook 07, section 9."""
-    with atomic_write(path) as temporary:
-        lines = (f"{' '.join(image.split())}\t{' '.join(caption.split())}\n" for image, caption in captions.items())
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def diversity(captions: Mapping[str, str], train_captions: Iterable[str] | None = None) -> dict[str, float]:
@@ -220,22 +212,21 @@ def leave_one_out(
 def baseline_rows(
     train_references: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
-    train_features: np.ndarray | None = None,
-    features: np.ndarray | None = None,
+    train_features: np.ndarray,
+    features: np.ndarray,
     metrics: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Returns the rows that stand in every table: baseline -> metric -> score on `references`.
 
-    "nearest neighbour's caption" is there when the features are given, in the order of the two dicts' images.
-    Notebook 01, section 10.
+    Features: float [M, D] and [N, D], in the order of the two dicts' images. Notebook 01, section 10.
     """
     usual = most_frequent_caption([caption for captions in train_references.values() for caption in captions])
-    rows = {"most frequent caption": evaluate(references, dict.fromkeys(references, usual), metrics)}
-    if train_features is not None and features is not None:
-        near = nearest_captions(train_features, train_references, features, list(references))
-        rows["nearest neighbour's caption"] = evaluate(references, near, metrics)
-    rows["one person against the others"] = leave_one_out(references, metrics)
-    return rows
+    near = nearest_captions(train_features, train_references, features, list(references))
+    return {
+        "most frequent caption": evaluate(references, dict.fromkeys(references, usual), metrics),
+        "nearest neighbour's caption": evaluate(references, near, metrics),
+        "one person against the others": leave_one_out(references, metrics),
+    }
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -297,7 +288,9 @@ def run(arguments: argparse.Namespace) -> int:
     captions = predict(captioner, dataset, split, batch_size=arguments.batch_size, **options)
     references = {image: references[image] for image in captions}
     if arguments.predictions:
-        write_hypotheses(arguments.predictions, captions)
+        lines = (f"{' '.join(image.split())}\t{' '.join(text.split())}\n" for image, text in captions.items())
+        with atomic_write(arguments.predictions) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
     scored = score_images(references, captions, arguments.metrics)
     speed = round(len(captions) / max(captions.seconds, 1e-9), 2)
     result: dict[str, Any] = {"model": captioner.name, "dataset": dataset.name, "split": split, "images": len(captions)}

@@ -57,7 +57,6 @@ def test_the_baseline_rows_stand_in_order() -> None:
     rows = baseline_rows(train, REFERENCES, vectors, vectors, FAST)
     assert list(rows) == ["most frequent caption", "nearest neighbour's caption", "one person against the others"]
     assert rows["most frequent caption"]["CIDEr"] < 1 < rows["nearest neighbour's caption"]["CIDEr"]
-    assert list(baseline_rows(train, REFERENCES, metrics=FAST)) == [list(rows)[0], list(rows)[2]]
 
 
 def test_diversity_by_hand() -> None:
