@@ -106,9 +106,9 @@ class Scene:
 
         def draw(pen: Pen) -> None:
             if kind in people.PEOPLE:
-                look = {"wear": group["wear"], "beard": group["beard"], "skin": rng.randrange(len(people.SKINS))}
-                look |= {"legs": rng.choice(people.TROUSERS)}
-                look |= {"hair": group["hair"] or rng.choice(sorted(people.HAIRS))}
+                skin, legs = rng.randrange(len(people.SKINS)), rng.choice(people.TROUSERS)
+                hair = group["hair"] or rng.choice(sorted(people.HAIRS))
+                look = {"wear": group["wear"], "beard": group["beard"], "skin": skin, "legs": legs, "hair": hair}
                 stance = pose or people.POSE_OF.get(action, "ground" if action == "sit" else action)
                 stance = stance if stance in people.POSES else "stand"
                 hand.append(people.person(pen, kind, group["colour"], stance, look))
@@ -320,12 +320,11 @@ def draw_scene(seed: int | str | Random, size: int = WORLD) -> tuple[Image.Image
 
 
 def generate(folder: str | Path, images: int = 1500, size: int = WORLD, seed: int = 0) -> Path:
-    """Writes a data set in the layout of Flickr8k's Kaggle edition and returns its folder.
+    """Writes a data set in the layout of Flickr8k's Kaggle edition (8 : 1 : 1) and returns its folder.
 
-    `Images/`, `captions.txt` (CSV image,caption), Flickr_8k.{train,dev,test}Images.txt (8 : 1 : 1), `facts.jsonl` (one
-    object a line: image and what draw_scene calls facts), and a marker that names the parameters. The folder appears
-    whole or not at all, and stays as it is when it was made with the same parameters. Raises ValueError when the folder
-    holds something else or the numbers make no sense, OSError when it cannot be written.
+    `facts.jsonl` beside it has one object a line: image and what draw_scene calls facts. The folder appears whole or
+    not at all, and stays as it is when it was made with the same parameters. Raises ValueError when it holds something
+    else or the numbers make no sense, OSError when it cannot be written.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "images": images, "size": size, "seed": seed}
