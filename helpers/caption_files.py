@@ -1,26 +1,33 @@
-"""Caption files line by line: strict, and every fault of a file in one message."""
+"""Caption files of every kind as rows: strict, and every fault of a file in one message."""
 
 from __future__ import annotations
 
 import csv
+import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers.files import CaptioningError, read_json
-from helpers.images import shown
+from helpers.files import CaptioningError
+from helpers.images import SUFFIXES, shown
 
 MAX_WORDS = 500  # of one caption; the longest of Flickr30k and COCO have fewer than 100
 MAX_FILE = 500_000_000  # bytes
 SPLITS = {"train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev",
           "validation": "dev", "test": "test", "testing": "test", "": ""}
-_COLUMNS = {"image_name": "image", "comment": "caption"}  # as Flickr30k's copies call them
+# As Flickr30k's copies and Hugging Face's metadata files call the two columns
+COLUMNS = {"image_name": "image", "file_name": "image", "comment": "caption", "text": "caption"}
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """One caption: the image's name, the caption, its split ("" when the file names none), and its line."""
+    """One caption: the image's name, the caption, its split ("" when the file names none), and its line.
+
+    Notebook 01, section 2.
+    """
 
     image: str
     caption: str
@@ -32,6 +39,7 @@ class Faults:
     """Collects what is wrong with a caption file, by kind, so that a reader mends it once and not fault by fault.
 
     `lenient`: empty captions and control characters are mended and noted, since nobody will edit a published file.
+    Notebook 01, section 2.
     """
 
     def __init__(self, source: str | Path, lenient: bool = False) -> None:
@@ -40,19 +48,20 @@ class Faults:
         self.mended: dict[str, list[str]] = {}
 
     def add(self, kind: str, where: object) -> None:
+        """Notes a fault."""
         self.kinds.setdefault(kind, []).append(shown(where))
 
     def mend(self, kind: str, where: object) -> None:
+        """Notes something that was put right."""
         self.mended.setdefault(kind, []).append(shown(where))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.kinds.values()))
 
     def raise_if_any(self) -> None:
         """Raises CaptioningError with every kind of fault, how often it occurs, and its first five places."""
         if self.kinds:
-            lines = [f"{self.source} cannot be used as it is: {len(self):,} fault{'s' * (len(self) > 1)}."]
-            raise CaptioningError("\n".join([*lines, *(f"- {line}" for line in _listed(self.kinds))]))
+            count = sum(map(len, self.kinds.values()))
+            lines = [f"- {line}" for line in _listed(self.kinds)]
+            first = f"{self.source} cannot be used as it is: {count:,} fault{'s' * (count > 1)}."
+            raise CaptioningError("\n".join([first, *lines]))
 
     def notes(self) -> list[str]:
         """Returns a line for each kind of thing that was mended."""
@@ -60,15 +69,19 @@ class Faults:
 
 
 def _listed(kinds: dict[str, list[str]]) -> list[str]:
-    return [f"{kind}: {len(places):,} ({', '.join(places[:5])}"
-            + (f" and {len(places) - 5:,} more)" if len(places) > 5 else ")") for kind, places in kinds.items()]
+    lines = []
+    for kind, places in kinds.items():
+        more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
+        lines.append(f"{kind}: {len(places):,} ({', '.join(places[:5])}{more})")
+    return lines
 
 
-def read_text(path: str | Path) -> str:
-    """Returns a text file without its byte-order mark, line ends as they are.
+def read_text(path: str | Path, faults: Faults | None = None) -> tuple[str, str]:
+    """Returns the text of a file, each line end a newline, and its encoding. A byte-order mark is left out.
 
-    UTF-8, or UTF-16 when a byte-order mark says so (Excel's "Unicode text").
-    Raises CaptioningError when it is missing, not a regular file, too large, or in another encoding.
+    UTF-8; UTF-16 when a byte-order mark says so (Excel's "Unicode text"); else Windows-1252, as Excel writes a CSV in
+    western Europe, which is noted. Raises CaptioningError when the file is missing, not a regular file, too large, or
+    none of these. Notebook 01, section 1.
     """
     path = Path(path)
     try:
@@ -79,198 +92,282 @@ def read_text(path: str | Path) -> str:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise CaptioningError(f"Cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}.") from error
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise CaptioningError(f"{shown(path)} is not UTF-8 (line {line}). Save it again as UTF-8.") from None
+    for encoding in ["utf-16"] if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252"]:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            continue
+        if encoding == "cp1252" and faults is not None:
+            faults.mend("read as Windows-1252; save it as UTF-8 if letters look wrong", path.name)
+        return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
+    raise CaptioningError(f"{shown(path)} is not UTF-8 (line {line}). Save it again as UTF-8.")
 
 
-def lines_of(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number, text) of the lines of a text file that are not blank."""
+def lines_of(path: str | Path, faults: Faults | None = None) -> Iterator[tuple[int, str]]:
+    """Yields (line number, text) of the lines of a text file that are not blank. Notebook 01, section 1."""
     # not splitlines(): it also cuts at U+2028 and form feeds, which may stand inside a caption
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path)), 1):
+    for number, line in enumerate(read_text(path, faults)[0].split("\n"), 1):
         if line.strip():
             yield number, line
 
 
-def check_caption(caption: str, where: str, faults: Faults) -> str:
-    """Returns the caption with white space runs as single spaces; notes in `faults` what makes it unusable.
+def checked_row(image: object, caption: object, split: object, where: str, faults: Faults) -> Row:
+    """Returns the row with its white space in order; what makes it unusable goes to `faults`. Notebook 01, section 2.
 
-    The caption is "" when the row is to be left out.
+    The caption may be "": whether that is a fault depends on the image's other captions.
     """
+    image, caption, split = (value if isinstance(value, str) else "" for value in (image, caption, split))
     if _CONTROL.search(caption):  # before the white space goes: some control characters count as white space
         if faults.lenient:
             faults.mend("control characters in a caption replaced by a space", where)
             caption = _CONTROL.sub(" ", caption)
         else:
             faults.add("control characters in the caption; delete them", where)
-    caption = " ".join(caption.split())
-    if not caption and faults.lenient:
-        faults.mend("row without a caption left out", where)
-    elif not caption:
-        faults.add("empty caption; write one or delete the row", where)
-    elif (words := caption.count(" ") + 1) > MAX_WORDS:
+    caption, image = " ".join(caption.split()), image.strip()
+    if (words := caption.count(" ") + 1) > MAX_WORDS:
         faults.add(f"caption of more than {MAX_WORDS} words; is a quote or a line end missing?", f"{where}: {words:,}")
-    return caption
-
-
-def check_name(name: str, where: str, faults: Faults) -> str:
-    """Returns the image name without surrounding spaces; a name that leads out of the image folder is a fault."""
-    name = name.strip()
-    parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name:
+    parts = image.replace("\\", "/").split("/")
+    if not image or "\0" in image:
         faults.add("no image name", where)
-    elif ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", name):
-        faults.add("image name that leads out of the image folder", f"{where}: {name}")
-    return name
-
-
-def check_split(split: str | None, where: str, faults: Faults) -> str:
-    """Returns "train", "dev", "test" or "" (none given) for the names in use ("val", "validation", "restval", ...)."""
-    known = SPLITS.get((split or "").strip().lower())
-    if known is None:
+    elif ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", image):
+        faults.add("image name that leads out of the image folder", f"{where}: {image}")
+    if split.strip().lower() not in SPLITS:
         faults.add("unknown split (train, dev and test are known)", f"{where}: {split}")
-    return known or ""
+    return Row(image, caption, SPLITS.get(split.strip().lower(), ""), where)
 
 
-def parse_tokens(path: Path, faults: Faults) -> list[Row]:
-    """Returns the rows of Flickr8k.token.txt or Flickr30k's results_20130124.token: `image#n TAB caption`."""
+def parse(path: Path, faults: Faults) -> list[Row]:
+    """Returns the rows of a caption file of any kind; the name's ending and the first line tell which.
+
+    `.json`: Karpathy's; `.jsonl`: a JSON object a line; `.token`: Flickr's `image#n TAB caption`;
+    else a CSV, or Flickr30k's lines with bars. Raises CaptioningError when it is none of them. Notebook 01, section 2.
+    """
+    if path.suffix == ".json":
+        return [row for _, row in parse_karpathy(path, faults)]
+    if path.suffix == ".jsonl":
+        return parse_jsonl(path, faults)
+    first = read_text(path)[0].split("\n", 1)[0]
+    if path.name.endswith(".token.txt") or path.suffix == ".token":
+        return parse_lines(path, faults, r"([^\t]+?)#[0-9]+ *\t(.*)", "image#number<TAB>caption")
+    if re.search(r"\|.*comment", first):
+        # in the file as published the row of 2199200615.jpg number 4 lacks its second bar
+        return parse_lines(path, faults, r"([^|]*)\|\s*[0-9]+(?:\s*\||\s)(.*)", "image| number| caption", skip=1)
+    return parse_csv(path, faults)
+
+
+def parse_lines(path: Path, faults: Faults, pattern: str, form: str, skip: int = 0) -> list[Row]:
+    """Returns the rows of a file with one caption a line; `pattern` finds image and caption. Notebook 01, section 2."""
     rows = []
-    for number, line in lines_of(path):
-        where = f"line {number}"
-        match = re.fullmatch(r"([^\t]+?)#[0-9]+[ ]*\t(.*)", line, re.DOTALL)
+    for number, line in list(lines_of(path, faults))[skip:]:
+        match = re.fullmatch(pattern, line, re.DOTALL)
         if match is None:
-            faults.add("not `image#number<TAB>caption`", where)
+            faults.add(f"not `{form}`", f"line {number}")
         else:
-            rows.append(Row(check_name(match[1], where, faults), check_caption(match[2], where, faults), "", where))
+            rows.append(checked_row(match[1], match[2], "", f"line {number}", faults))
     return rows
 
 
-def parse_csv(path: Path, faults: Faults, delimiters: str = ",;\t") -> list[Row]:
-    """Returns the rows of a CSV with the columns `image`, `caption` and optionally `split`; others are ignored.
+def csv_form(path: Path, text: str) -> tuple[str, list[str], int]:
+    """Returns a CSV's delimiter, the columns by our names, and the number of the line that names them.
 
-    The delimiter is the one that makes both columns appear in the first line (spreadsheets in half of Europe write
-    semicolons). A caption that holds the delimiter must be in double quotes.
+    The delimiter is the one by which image and caption appear in that line (spreadsheets in half of Europe write
+    semicolons); Excel's own first line `sep=;` is passed over. Raises CaptioningError when there is none.
+    Notebook 08, section 4.
     """
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    first = text.lstrip("\n").split("\n", 1)[0].strip()
-    for delimiter in delimiters:
-        columns = [c.strip().strip('"').strip().lower() for c in first.split(delimiter)]
-        columns = [_COLUMNS.get(column, column) for column in columns]
+    lines = text.split("\n")
+    start = next((n for n, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line.strip())), 0)
+    for delimiter in ",;\t":
+        names = [name.strip().strip('"').strip().lower() for name in lines[start].split(delimiter)]
+        columns = [name if COLUMNS.get(name, name) in names else COLUMNS.get(name, name) for name in names]
         if "image" in columns and "caption" in columns:
             break
     else:
-        raise CaptioningError(
-            f"{shown(path)} needs the columns image and caption in its first line; it has: {shown(first[:200])}"
-        )
+        has = shown(lines[start].strip()[:200])
+        raise CaptioningError(f"{shown(path)} needs the columns image and caption in its first line; it has: {has}")
     if len(set(columns)) < len(columns):
-        raise CaptioningError(f"{shown(path)} names a column twice in its first line: {shown(first[:200])}")
-    rows: list[Row] = []
-    reader = csv.reader(re.split(r"(?<=\n)", text), delimiter=delimiter, strict=True)
-    start, header = 1, True
+        raise CaptioningError(f"{shown(path)} names a column twice in its first line: {shown(lines[start][:200])}")
+    return delimiter, columns, start + 1
+
+
+def parse_csv(path: Path, faults: Faults) -> list[Row]:
+    """Returns the rows of a CSV with the columns `image`, `caption` and optionally `split`; others are ignored.
+
+    A caption that holds the delimiter must be in double quotes. Notebook 01, section 2.
+    """
+    text, _ = read_text(path, faults)
+    delimiter, columns, line = csv_form(path, text)
+    rows = []
+    reader = csv.reader(re.split(r"(?<=\n)", text)[line:], delimiter=delimiter, strict=True)
+    start = line + 1
     try:
         for fields in reader:
-            where, start = f"line {start}", reader.line_num + 1
+            where, start = f"line {start}", line + reader.line_num + 1
             if not any(field.strip() for field in fields):
                 continue
-            if header:
-                header = False
-                continue
+            row = dict(zip(columns, fields, strict=False))
             if len(fields) != len(columns):
                 faults.add(f"not {len(columns)} fields; put a caption that holds `{delimiter}` in double quotes", where)
-                continue
-            row = dict(zip(columns, fields, strict=True))
-            if "\n" in row["caption"].strip() or "\n" in row["image"]:
+            elif "\n" in row["caption"].strip() or "\n" in row["image"]:
                 faults.add("runs over several lines; is a double quote missing?", where)
-                continue
-            rows.append(Row(check_name(row["image"], where, faults), check_caption(row["caption"], where, faults),
-                            check_split(row.get("split"), where, faults), where))
+            else:
+                rows.append(checked_row(row["image"], row["caption"], row.get("split"), where, faults))
     except csv.Error as error:
         faults.add(f"not CSV from here on: {error}; is a double quote missing?", f"line {start}")
     return rows
 
 
-def parse_pipes(path: Path, faults: Faults) -> list[Row]:
-    """Returns the rows of Flickr30k's results.csv: `image| number| caption` under a first line of column names.
+def parse_jsonl(path: Path, faults: Faults) -> list[Row]:
+    """Returns the rows of Hugging Face's metadata.jsonl: an object with `file_name` and `text` a line.
 
-    In the file as published the row of 2199200615.jpg number 4 lacks its second bar; such a row is mended and noted.
+    Notebook 08, section 1.
     """
     rows = []
-    for count, (number, line) in enumerate(lines_of(path)):
-        where, fields = f"line {number}", line.split("|", 2)
-        if count == 0 and "comment" in line:
-            continue
-        if len(fields) == 2 and (match := re.fullmatch(r"\s*([0-9])\s+(.+)", fields[1])):
-            faults.mend("row without the bar after the number mended", where)
-            fields = [fields[0], match[1], match[2]]
-        if len(fields) != 3 or not fields[1].strip().isdigit():
-            faults.add("not `image| number| caption`", where)
+    for number, line in lines_of(path, faults):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        entry = {COLUMNS.get(key, key): entry[key] for key in entry} if isinstance(entry, dict) else {}
+        if not _has(entry, str, "image", "caption"):
+            faults.add("no JSON object with `file_name` and `text`", f"line {number}")
         else:
-            rows.append(Row(check_name(fields[0], where, faults), check_caption(fields[2], where, faults), "", where))
+            rows.append(checked_row(entry["image"], entry["caption"], entry.get("split"), f"line {number}", faults))
     return rows
 
 
-def parse_list(path: Path) -> list[str]:
-    """Returns the names in a split list, one a line, in order, without repetitions."""
-    return list(dict.fromkeys(line.strip() for _, line in lines_of(path)))
+def load_json(path: Path, *lists: str) -> list[list[dict]]:
+    """Returns the named lists of a JSON object in a file. Raises CaptioningError for anything else.
 
-
-def load_json(path: Path) -> dict:
-    """Returns the object in a JSON file; raises CaptioningError for anything else."""
+    Notebook 01, section 1.
+    """
     try:
-        if not path.is_file():
-            raise CaptioningError(f"There is no file {shown(path)}.")
-        value = read_json(path)
-    except (RecursionError, MemoryError) as error:
-        raise CaptioningError(f"{shown(path)} is nested too deeply or is too large.") from error
-    if not isinstance(value, dict):
-        raise CaptioningError(f"{shown(path)} should hold a JSON object, not {type(value).__name__}.")
-    return value
+        value = json.loads(read_text(path)[0])
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CaptioningError(f"Cannot read {shown(path)} as JSON: {shown(error)}.") from error
+    found = [value.get(name) if isinstance(value, dict) else None for name in lists]
+    if not all(isinstance(entries, list) for entries in found):
+        raise CaptioningError(f"{shown(path)} should hold a JSON object with the lists {', '.join(lists)}.")
+    return [[entry if isinstance(entry, dict) else {} for entry in entries] for entries in found]
+
+
+def _has(entry: dict, kind: type, *keys: str) -> bool:
+    return all(type(entry.get(key)) is kind for key in keys)
 
 
 def parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
-    """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`."""
-    content = load_json(path)
-    names: dict[int, str] = {}
-    for number, entry in enumerate(_entries(content, "images", path)):
-        where = f"images[{number}]"
-        if isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("file_name"), str):
-            names[entry["id"]] = check_name(entry["file_name"], where, faults)
+    """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`. Notebook 01, section 1."""
+    images, annotations = load_json(path, "images", "annotations")
+    names, rows = {}, []
+    for number, entry in enumerate(images):
+        if _has(entry, int, "id") and _has(entry, str, "file_name"):
+            names[entry["id"]] = entry["file_name"]
         else:
-            faults.add("no whole-number `id` or no `file_name`", where)
-    rows = []
-    for number, entry in enumerate(_entries(content, "annotations", path)):
+            faults.add("no whole-number `id` or no `file_name`", f"images[{number}]")
+    for number, entry in enumerate(annotations):
         where = f"annotations[{number}]"
-        image = entry.get("image_id") if isinstance(entry, dict) else None
-        if type(image) is not int or not isinstance(entry.get("caption"), str):
+        if not _has(entry, int, "image_id") or not _has(entry, str, "caption"):
             faults.add("no `image_id` or no `caption`", where)
-        elif image not in names:
-            faults.add("caption for an image that `images` does not list", f"{where}: {image}")
+        elif entry["image_id"] not in names:
+            faults.add("caption for an image that `images` does not list", f"{where}: {entry['image_id']}")
         else:
-            rows.append((image, Row(names[image], check_caption(entry["caption"], where, faults), "", where)))
+            image = entry["image_id"]
+            rows.append((image, checked_row(names[image], entry["caption"], "", where, faults)))
     return rows
 
 
-def parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, str, str, list[str]]]:
-    """Returns (COCO id or None, file name, split, raw captions) for each image of a Karpathy `dataset_*.json`."""
-    images = []
-    for number, entry in enumerate(_entries(load_json(path), "images", path)):
+def parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
+    """Returns (COCO id or None, row) for each caption of a Karpathy `dataset_*.json` (Karpathy and Fei-Fei 2015).
+
+    An image without sentences has one row with the caption "", for its split. Notebook 01, section 1.
+    """
+    rows = []
+    for number, entry in enumerate(load_json(path, "images")[0]):
         where = f"images[{number}]"
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("filename", "split")):
+        if not _has(entry, str, "filename", "split"):
             faults.add("no `filename` or no `split`", where)
             continue
-        cocoid = entry.get("cocoid")
-        sentences = entry.get("sentences")
-        raw = [s["raw"] for s in sentences if isinstance(s, dict) and isinstance(s.get("raw"), str)] \
-            if isinstance(sentences, list) else []
-        images.append((cocoid if type(cocoid) is int else None, check_name(entry["filename"], where, faults),
-                       check_split(entry["split"], where, faults), raw))
-    return images
+        image = f"{entry['filepath']}/{entry['filename']}" if _has(entry, str, "filepath") else entry["filename"]
+        sentences = entry.get("sentences") if _has(entry, list, "sentences") else []
+        captions = [sentence.get("raw") for sentence in sentences if isinstance(sentence, dict)] or [""]
+        rows += [(entry.get("cocoid"), checked_row(image, caption, entry["split"], where, faults))
+                 for caption in captions]
+    return rows
 
 
-def _entries(content: dict, key: str, path: Path) -> Iterable:
-    if not isinstance(content.get(key), list):
-        raise CaptioningError(f"{shown(path)} should hold a list named {key!r}.")
-    return content[key]
+def find(folder: Path, names: Iterable[str], needed: bool = True) -> list[Path]:
+    """Returns what the first of the names that is there stands for (a name with * for several).
+
+    Raises CaptioningError when it is needed and none is there. Notebook 01, section 1.
+    """
+    names = [name for name in names if name]
+    for name in names:
+        if found := sorted(folder.glob(name)) if "*" in name else [folder / name] * (folder / name).exists():
+            return found
+    if needed:
+        raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
+    return []
+
+
+def official_splits(
+    folder: Path, lists: Mapping[str, Iterable[str]], karpathy: str, faults: Faults
+) -> dict[str, str]:
+    """Returns image -> split from the list files, or else from Karpathy's JSON file; empty when there are neither.
+
+    Notebook 01, section 4.
+    """
+    splits: dict[str, str] = {}
+    for split, names in lists.items():
+        for path in find(folder, names, needed=False):
+            for _, line in lines_of(path):
+                image = line.strip() if line.strip().lower().endswith(SUFFIXES) else f"{line.strip()}.jpg"
+                if splits.setdefault(image, split) != split:
+                    faults.add(f"image in the lists {splits[image]!r} and {split!r}", image)
+    if not splits and (folder / karpathy).is_file():
+        splits = {row.image: row.split for _, row in parse_karpathy(folder / karpathy, faults)}
+    return splits
+
+
+def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
+    """Returns the rows of COCO's captions_*.json; Karpathy's splits are matched by id, so that they serve 2017 too.
+
+    Notebook 01, section 1.
+    """
+    karpathy = folder / "dataset_coco.json"
+    official = parse_karpathy(karpathy, faults) if karpathy.is_file() else []
+    if found == [karpathy]:
+        place = "images/" if (folder / "images").is_dir() else ""
+        return [row._replace(image=place + row.image) for _, row in official]
+    by_id, rows = {identity: row.split for identity, row in official}, []
+    for path in found:
+        part = path.stem.removeprefix("captions_")  # train2014, val2017, ...
+        place = next((f"{p}/" for p in (part, f"images/{part}", "images") if (folder / p).is_dir()), "")
+        usual = "train" if part.startswith("train") else "dev" if part.startswith("val") else ""
+        for identity, row in parse_coco(path, faults):
+            split = by_id.get(identity, "") if official else usual
+            rows.append(row._replace(image=place + row.image, split=split, where=f"{path.name} {row.where}"))
+    return rows
+
+
+def names_in(folder: Path, names: Iterable[str] = ()) -> set[str]:
+    """Returns the files in `folder`, and in the folders below it that `names` lead to, relative to it.
+
+    One listing, not a look-up an image: fast on a mounted drive. Notebook 08, section 1.
+    """
+    ways = {match_key(name).rpartition("/")[0] + "/" for name in names}
+    found = set()
+    for place, folders, inside in os.walk(folder, followlinks=True):
+        below = os.path.relpath(place, folder).replace(os.sep, "/") + "/" if Path(place) != folder else ""
+        found |= {below + name for name in [*inside, *folders] if not name.startswith(".")}
+        folders[:] = [name for name in folders if any(way.startswith(match_key(f"{below}{name}/")) for way in ways)]
+    return found
+
+
+def match_key(name: str) -> str:
+    """Returns a name in the one form by which names are matched: composed accents, slashes, the ending in small.
+
+    macOS decomposes accents, Windows writes backslashes, cameras write .JPG. Notebook 08, section 1.
+    """
+    name = unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()

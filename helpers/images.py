@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from helpers.files import CaptioningError
@@ -25,6 +26,9 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", "
 # a second image with a size of its own.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 _ACCEPTED = "JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF"
+SIDE, LOW = 32, 16  # a hash is the signs of the LOW x LOW lowest frequencies of a SIDE x SIDE grey copy
+NEAR = 40  # differing bits of 255 up to which two photos count as the same; see `near_duplicates`
+_COSINES = np.cos(np.pi / SIDE * (np.arange(SIDE) + 0.5) * np.arange(LOW)[:, None]).astype(np.float32)  # [LOW, SIDE]
 # Pillow warns about odd metadata and about sizes that are refused here in any case; the answer is one message, not two.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -215,7 +219,6 @@ def _scale(image: Image.Image) -> Image.Image:
 
     Cameras store 10 or 12 bits in 16: the scale is the smallest usual one that holds the brightest pixel.
     """
-    import numpy as np
 
     values = np.asarray(image)
     finite = values[np.isfinite(values)]
@@ -239,3 +242,28 @@ def _too_large(name: str, size: str) -> CaptioningError:
 def _damaged(name: str, error: Exception) -> CaptioningError:
     what = "there is not enough memory to decode it" if isinstance(error, MemoryError) else shown(str(error))
     return CaptioningError(f"{name} cannot be decoded: {what or type(error).__name__}. Copy or save it again.")
+
+
+def perceptual_hash(image: Image.Image) -> np.ndarray:
+    """Returns 32 bytes (uint8 [32]) that are alike for photos that look alike, whatever their size and compression.
+
+    255 bits: whether each of the lowest frequencies of a small grey copy is above their median (Zauner 2010, 3.2.1).
+    Notebook 01, section 4.
+    """
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+    low = (_COSINES @ grey @ _COSINES.T).ravel()[1:]  # [LOW, LOW] without the mean brightness
+    return np.packbits(low > np.median(low))
+
+
+def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> list[tuple[int, int, int]]:
+    """Returns (i, j, distance) for all pairs i < j of hashes (uint8 [N, 32]) at most `near` bits apart, nearest first.
+
+    Unrelated photos differ in about 127 of the 255 bits, and by chance hardly ever in fewer than 80.
+    Notebook 01, section 4.
+    """
+    signs = 2 * np.unpackbits(hashes, axis=1).astype(np.float32) - 1  # [N, 256] of -1 and 1
+    pairs = []
+    for start in range(0, len(signs), 256):  # a block of rows at a time: memory does not grow with the square of N
+        distance = (256 - signs[start:start + 256] @ signs.T) / 2
+        pairs += [(int(start + i), int(j), int(distance[i, j])) for i, j in np.argwhere(distance <= near)]
+    return sorted((pair for pair in pairs if pair[0] < pair[1]), key=lambda pair: (pair[2], pair[:2]))

@@ -36,7 +36,7 @@ class Labels:
             raise CaptioningError(f"{shown(self.folder)} holds no photos to label.")
         self.columns, self.rows = ["image", "caption"], []
         if self.path.exists():
-            reader = csv.DictReader(io.StringIO(read_text(self.path), newline=""))
+            reader = csv.DictReader(io.StringIO(read_text(self.path)[0], newline=""))
             self.columns, self.rows = list(reader.fieldnames or self.columns), list(reader)
             if not {"image", "caption"} <= set(self.columns):
                 raise CaptioningError(

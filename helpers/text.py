@@ -180,9 +180,9 @@ class Batch:
 class CaptionBatches:
     """Batches of one split. Epoch `e` of seed `s` is the same on every machine and after every restart.
 
-    `views`: one or more Features of the same images (plain, mirrored); each batch uses one at random. `process`: (number
-    of this process, number of processes); each gets its slice of every batch. Raises CaptioningError when captions and
-    features share no image, or a batch has fewer images than there are processes. Notebook 01, section 9.
+    `views`: Features of the same images (plain, mirrored); each batch uses one at random. `process`: (number of this
+    process, number of processes); each gets its slice of every batch. Raises CaptioningError when captions and features
+    share no image, or a batch has fewer images than there are processes. Notebook 01, section 9.
     """
 
     def __init__(

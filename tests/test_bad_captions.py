@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -13,9 +14,7 @@ from helpers import caption_files as files
 from helpers.datasets import (
     Dataset,
     load_dataset,
-    read_coco,
     read_flickr8k,
-    read_flickr30k,
     read_folder,
     split_by_image,
 )
@@ -28,7 +27,30 @@ def test_byte_order_mark_windows_line_ends_and_utf16(tmp_path):
     for data in (text.encode("utf-8-sig"), text.encode("utf-16"), text.replace("\r\n", "\r").encode()):
         references = read_folder(folder_with(tmp_path, data)).references()
         assert references == {"a.jpg": ["Ein Hund, läuft"], "b.jpg": ["犬が走る"], "c.jpg": ["كلب يجري 🐕"]}
-    assert "not UTF-8 (line 2)" in error_of(read_folder, folder_with(tmp_path, text.encode("cp1252", "replace")))
+    assert "not UTF-8" in error_of(read_folder, folder_with(tmp_path, text.encode()[:-20] + b"\x81"))
+
+
+@pytest.mark.parametrize(("delimiter", "encoding", "first"), [
+    (";", "cp1252", ""), (";", "cp1252", "sep=;\r\n"), (";", "utf-8-sig", "sep=;\r\n"), ("\t", "utf-16", ""),
+])
+def test_csv_files_as_excel_writes_them(tmp_path, delimiter, encoding, first):
+    rows = [("image", "caption"), ("a.jpg", f'"Ein Hund{delimiter}{delimiter} läuft"'), ("b.jpg", "Eine Katze – ruht")]
+    text = first + "".join(f"{image}{delimiter}{caption}\r\n" for image, caption in rows)
+    blank = f"{delimiter}\r\n"
+    with_other = folder_with(tmp_path, (text + "a.jpg" + blank).encode(encoding))
+    dataset = read_folder(with_other)
+    hound = " ".join(f"Ein Hund{delimiter}{delimiter} läuft".split())
+    assert dataset.references() == {"a.jpg": [hound], "b.jpg": ["Eine Katze – ruht"]}
+    line = 5 if first else 4
+    assert f"row without a caption left out: 1 (line {line})" in dataset.notes  # the photo has another
+    assert any("read as Windows-1252" in note for note in dataset.notes) == (encoding == "cp1252")
+    message = error_of(read_folder, folder_with(tmp_path, (text + "c.jpg" + blank).encode(encoding)))
+    assert f"empty caption; write one or delete the row: 1 (line {line})" in message
+
+
+def test_text_without_blanks_is_noted(tmp_path):
+    dataset = read_folder(folder_with(tmp_path, "image,caption\na.jpg,แมวดำนั่งบนเก้าอี้\nb.jpg,สุนัขวิ่งบนหญ้า\n"))
+    assert any("2 of 2 captions have no blanks between their words" in note for note in dataset.notes)
 
 
 def test_every_fault_is_reported_at_once(tmp_path):
@@ -36,8 +58,8 @@ def test_every_fault_is_reported_at_once(tmp_path):
     folder = folder_with(tmp_path, (
         "image,caption,split\n"
         "a.jpg,fine,train\n"          # line 2
-        "a.jpg,,train\n"              # empty
-        "b.jpg,   ,dev\n"             # empty
+        "c.jpg,,train\n"              # empty
+        "c.jpg,   ,train\n"           # empty
         "a.jpg,bell \a rings,train\n"  # control character
         f"a.jpg,{long},train\n"       # 10,000 words
         "a.jpg,one, two,train\n"      # unquoted comma
@@ -96,8 +118,8 @@ def test_one_image_only(tmp_path):
 def test_missing_things_are_named(tmp_path):
     assert "There is no folder" in error_of(load_dataset, "flickr8k", tmp_path / "none")
     assert "holds none of captions.txt" in error_of(load_dataset, "flickr8k", tmp_path)
-    assert "no captions_*.json" in error_of(load_dataset, "coco", tmp_path)
-    assert "no CSV file" in error_of(load_dataset, "folder", tmp_path)
+    assert "holds none of captions_*.json" in error_of(load_dataset, "coco", tmp_path)
+    assert "holds none of captions.csv" in error_of(load_dataset, "folder", tmp_path)
     assert "needs data_dir" in error_of(load_dataset, "folder")
     assert "Did you mean 'flickr8k'?" in error_of(load_dataset, "flikr8k", tmp_path)
     dataset = read_flickr8k(kaggle(tmp_path))
@@ -155,8 +177,8 @@ def test_readers_answer_any_bytes_with_a_table_or_one_error(tmp_path_factory, da
     photos(folder, "a.jpg", "Images/a.jpg")
     for name, prefix, reader in (
         ("captions.csv", b"image,caption,split\n", read_folder), ("Flickr8k.token.txt", b"", read_flickr8k),
-        ("results.csv", b"image_name| comment_number| comment\n", read_flickr30k),
-        ("captions_val2017.json", b'{"images": [', read_coco),
+        ("results.csv", b"image_name| comment_number| comment\n", partial(load_dataset, "flickr30k")),
+        ("captions_val2017.json", b'{"images": [', partial(load_dataset, "coco")),
     ):
         for content in (data, prefix + data):
             (folder / name).write_bytes(content)
@@ -170,4 +192,4 @@ def test_readers_answer_any_bytes_with_a_table_or_one_error(tmp_path_factory, da
 def test_lines_are_cut_at_line_ends_alone(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("a\u2028b.jpg\r\nc\x0cd.jpg\re.jpg\ne.jpg\n".encode())
-    assert files.parse_list(path) == ["a\u2028b.jpg", "c\x0cd.jpg", "e.jpg"]
+    assert [line for _, line in files.lines_of(path)] == ["a\u2028b.jpg", "c\x0cd.jpg", "e.jpg", "e.jpg"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.datasets import load_dataset, read_coco, read_flickr8k, read_flickr30k, read_folder
+from helpers.datasets import load_dataset, read_flickr8k, read_folder
 from tests.small_datasets import error_of, folder_with, kaggle, photos
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
@@ -31,7 +31,6 @@ def test_flickr8k_kaggle_layout_with_lists(tmp_path):
     assert dataset.images() == [f"{n}.jpg" for n in range(7)] and dataset.images("") == ["7.jpg"]
     assert dataset.path("6.jpg").is_file()
     assert any("1 images are in no split list" in note for note in dataset.notes)
-    assert load_dataset("flickr8k", folder, split="dev").splits() == ["dev"]
 
 
 def test_flickr8k_token_layout(tmp_path):
@@ -46,7 +45,7 @@ def test_flickr8k_token_layout(tmp_path):
     dataset = read_flickr8k(tmp_path)
     assert dataset.splits() == ["train", "test"]
     assert dataset.references("train") == {"x.jpg": [f"A cat sits {n} ." for n in range(5)]}
-    assert any("never published" in note for note in dataset.notes)
+    assert any("1 of 3 images are not in" in note for note in dataset.notes)
 
 
 def test_flickr8k_without_lists_is_split_by_image_and_seed(tmp_path):
@@ -59,18 +58,25 @@ def test_flickr8k_without_lists_is_split_by_image_and_seed(tmp_path):
     assert again.fingerprint() == dataset.fingerprint() != other.fingerprint()
 
 
-def test_flickr8k_with_only_some_splits(tmp_path):
-    folder = kaggle(tmp_path, 4)
-    (folder / "Flickr_8k.trainImages.txt").write_text("0.jpg\n1.jpg\n")
+def test_part_of_a_dataset_is_read_when_asked_for(tmp_path):
+    folder = kaggle(tmp_path, 8)
+    (folder / "Flickr_8k.trainImages.txt").write_text("0.jpg\n1.jpg\n2.jpg\n")
+    (folder / "Flickr_8k.devImages.txt").write_text("3.jpg\n4.jpg\n5.jpg\n6.jpg\n7.jpg\n")
     (folder / "Flickr_8k.testImages.txt").write_text("90.jpg\n91.jpg\n")  # withheld: no captions, no images
-    (folder / "Flickr_8k.devImages.txt").write_text("2.jpg\n3.jpg\n")
-    (folder / "Images" / "2.jpg").unlink()
-    (folder / "Images" / "3.jpg").unlink()  # not fetched: captions without their images
-    dataset = read_flickr8k(folder)
-    assert dataset.splits() == ["train"]
-    assert sum("'dev'" in note or "'test'" in note for note in dataset.notes) == 2
+    for number in (2, 3):
+        (folder / "Images" / f"{number}.jpg").unlink()
+    assert "2 (2.jpg, line 12, 3.jpg, line 17)" in error_of(read_flickr8k, folder)
+    dataset = load_dataset("flickr8k", folder, missing="skip")
+    assert [dataset.images(split) for split in dataset.splits()] == [["0.jpg", "1.jpg"],
+                                                                    ["4.jpg", "5.jpg", "6.jpg", "7.jpg"]]
+    assert f"2 of 8 images are not in {folder / 'Images'} and are left out, such as 2.jpg." in dataset.notes
+    assert "No captions here for the 2 images of the split 'test'." in dataset.notes
     message = error_of(dataset.images, "test")
     assert "no 'test' split" in message and "train (2 images)" in message
+    assert "Unknown value of missing 'ignore'" in error_of(load_dataset, "flickr8k", folder, missing="ignore")
+    for image in (folder / "Images").iterdir():
+        image.unlink()
+    assert "no captions of images that are here" in error_of(load_dataset, "flickr8k", folder, missing="skip")
 
 
 def test_flickr8k_with_part_of_a_split_missing_names_every_image(tmp_path):
@@ -99,10 +105,9 @@ def test_flickr30k_with_bars_and_the_broken_row(tmp_path):
     )
     for stem, name in (("train", "1"), ("test", "2199200615")):
         (tmp_path / f"{stem}.txt").write_text(name + "\n")
-    dataset = read_flickr30k(tmp_path)
+    dataset = load_dataset("flickr30k", tmp_path)
     assert dataset.references("train") == {"1.jpg": ["A man | a dog .", 'Two "men" , talking .']}
     assert dataset.references("test") == {"2199200615.jpg": ["A dog .", "A dog runs across the grass ."]}
-    assert any("mended: 1 (line 5)" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -112,7 +117,7 @@ def test_flickr30k_with_bars_and_the_broken_row(tmp_path):
 def test_flickr30k_in_its_other_forms(tmp_path, name, content):
     photos(tmp_path / "flickr30k-images", "1.jpg")
     (tmp_path / name).write_text(content)
-    assert read_flickr30k(tmp_path).references("train") == {"1.jpg": ["A man .", "A dog ."]}
+    assert load_dataset("flickr30k", tmp_path).references("train") == {"1.jpg": ["A man .", "A dog ."]}
 
 
 def coco(tmp_path: Path) -> Path:
@@ -138,7 +143,7 @@ def test_empty_captions_of_published_files_are_left_out_and_noted(tmp_path):
 
 def test_coco_with_and_without_karpathy(tmp_path):
     folder = coco(tmp_path)
-    dataset = read_coco(folder)
+    dataset = load_dataset("coco", folder)
     assert dataset.references("train") == {"train2014/COCO_train2014_000000000009.jpg": ["A thing number 9."]}
     assert len(dataset.images("dev")) == 2 and all(dataset.path(image).is_file() for image in dataset.images())
     splits = {9: "train", 42: "restval", 73: "test"}
@@ -149,6 +154,23 @@ def test_coco_with_and_without_karpathy(tmp_path):
     assert dataset.images("test") == ["val2014/COCO_val2014_000000000073.jpg"] and len(dataset.images("train")) == 2
 
 
+def test_karpathy_files_alone_are_datasets(tmp_path):
+    splits = ("train", "restval", "val", "test")
+    for name, images, place in (("flickr8k", "Images", None), ("flickr30k", "flickr30k-images", None),
+                                ("coco", "val2014", "val2014")):
+        folder = tmp_path / name
+        photos(folder / images, *(f"{n}.jpg" for n in range(4)))
+        entries = [{"filename": f"{n}.jpg", "split": split, "cocoid": n, "sentences": [{"raw": f"A dog {n} ."}] * 2}
+                   | ({"filepath": place} if place else {}) for n, split in enumerate(splits)]
+        (folder / f"dataset_{name}.json").write_text(json.dumps({"images": entries, "dataset": name}))
+        dataset = load_dataset(name, folder)
+        inside = f"{place}/" if place else ""
+        assert [dataset.images(split) for split in dataset.splits()] == [
+            [f"{inside}0.jpg", f"{inside}1.jpg"], [f"{inside}2.jpg"], [f"{inside}3.jpg"]]
+        assert dataset.references("test") == {f"{inside}3.jpg": ["A dog 3 ."] * 2}
+        assert all(dataset.path(image).is_file() for image in dataset.images())
+
+
 @pytest.mark.parametrize("content", [
     "[1, 2]", "{}", '{"images": 3, "annotations": []}', "not json", "[" * 100_000,
     '{"images": [{"id": [1], "file_name": "a"}, 7], "annotations": [{}]}',
@@ -157,7 +179,7 @@ def test_coco_with_and_without_karpathy(tmp_path):
 ])
 def test_coco_files_that_are_not_what_they_should_be(tmp_path, content):
     (tmp_path / "captions_val2014.json").write_text(content)
-    assert "captions_val2014.json" in error_of(read_coco, tmp_path) or str(tmp_path) in error_of(read_coco, tmp_path)
+    assert str(tmp_path) in error_of(load_dataset, "coco", tmp_path)
 
 
 def test_folder_with_and_without_a_split_column(tmp_path):
@@ -167,6 +189,47 @@ def test_folder_with_and_without_a_split_column(tmp_path):
                                                                 {"c.jpg": ["It"]}]
     (folder / "captions.csv").write_text("image,caption\n" + "".join(f"{n}.jpg,x\n" for n in "abc"))
     assert [len(read_folder(folder).images(split)) for split in ("train", "dev", "test")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("metadata.csv", "file_name,text\na.jpg,A dog\nsub/b.jpg,A cat\n"),
+    ("metadata.jsonl", '{"file_name": "a.jpg", "text": "A dog"}\n\n{"file_name": "sub/b.jpg", "text": "A cat"}\n'),
+])
+def test_metadata_of_hugging_face(tmp_path, name, content):
+    photos(tmp_path, "a.jpg", "sub/b.jpg")
+    (tmp_path / name).write_text(content)
+    assert read_folder(tmp_path).references() == {"a.jpg": ["A dog"], "sub/b.jpg": ["A cat"]}
+
+
+def test_faults_of_metadata_of_hugging_face(tmp_path):
+    photos(tmp_path, "a.jpg")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.jpg"}\n[1]\n{"file\n{"file_name": "a.jpg", "text": ""}\n')
+    message = error_of(read_folder, tmp_path)
+    assert "no JSON object with `file_name` and `text`: 3 (line 1, line 2, line 3)" in message
+    assert "empty caption; write one or delete the row: 1 (line 4)" in message
+
+
+@pytest.mark.parametrize(("written", "there"), [
+    ("cafe\u0301.jpg", "caf\u00e9.jpg"), ("caf\u00e9.jpg", "cafe\u0301.jpg"),  # macOS decomposes
+    ("zoo\\a.jpg", "zoo/a.jpg"), ("zoo\u0308\\a.JPG", "zo\u00f6/a.jpg"), ("./a.jpg", "a.jpg"),
+    ("a.jpg", "a.JPG"), ("a.JPG", "a.jpg"),
+])
+def test_names_from_other_systems_are_matched_and_said(tmp_path, written, there):
+    photos(tmp_path, there, "z.jpg")
+    (tmp_path / "captions.csv").write_text(f"image,caption,split\n{written},A dog,train\nz.jpg,A cat,dev\n")
+    dataset = read_folder(tmp_path)
+    assert dataset.references("train") == {there: ["A dog"]} and dataset.path(there).is_file()
+    assert any("1 names are written otherwise" in note and f"is {there}" in note for note in dataset.notes)
+
+
+def test_names_are_matched_in_split_lists_too(tmp_path):
+    folder = kaggle(tmp_path, 2)
+    (folder / "Images" / "0.jpg").rename(folder / "Images" / "0.JPG")
+    (folder / "Flickr_8k.trainImages.txt").write_text("0.JPG\n")
+    (folder / "Flickr_8k.testImages.txt").write_text("1.JPG\n")
+    dataset = read_flickr8k(folder)
+    assert dataset.images("train") == ["0.JPG"] and dataset.images("test") == ["1.jpg"]
 
 
 def test_folder_with_images_below_it_and_a_named_csv(tmp_path):

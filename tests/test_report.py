@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from helpers import datasets as reports
-from helpers.datasets import BITS, NEAR, Dataset, dataset_report, load_dataset, main, near_duplicates, perceptual_hash
-from helpers.images import open_image
+from helpers.datasets import Dataset, dataset_report, load_dataset
+from helpers.images import NEAR, near_duplicates, open_image, perceptual_hash
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
 
@@ -42,10 +41,6 @@ def test_figures_counted_by_hand(tmp_path):
     assert (dev.images, dev.fewest, dev.most, dev.vocabulary) == (2, 1, 2, 8)
     assert train.new_words == 0 and dev.new_words == pytest.approx(6 / 8)  # all but "a" and "dog"
     assert report.counts.loc["all", "captions"] == 7
-    assert report.lengths.values.tolist() == [["train", 3, 2], ["train", 4, 2], ["dev", 2, 1], ["dev", 3, 2]]
-    assert report.words.head(2).values.tolist() == [["a", 4], ["dog", 4]]
-    assert report.growth.iloc[0].tolist() == [0, 0, 0] and report.growth.iloc[-1].tolist() == [4, 7, 2]
-    assert (report.growth.diff().dropna() >= 0).all(axis=None)
     assert report.findings.values.tolist() == [["few captions", "d.jpg", "1, where most images have 2"]]
     assert "few captions: 1" in str(report)
 
@@ -84,10 +79,10 @@ def test_hash_is_near_for_the_same_photo_and_far_for_others():
         original.resize((90, 120)).point(lambda value: min(255, int(value * 1.1) + 5)).save(buffer, "JPEG", quality=50)
         assert distance(original, open_image(buffer)) <= NEAR
         assert distance(original, photo(seed + 100, 200)) > 2 * NEAR
-    assert perceptual_hash(photo(0)).shape == (32,) and BITS == 255
+    assert perceptual_hash(photo(0)).shape == (32,)
 
 
-def test_near_duplicates_equals_the_plain_double_loop(monkeypatch):
+def test_near_duplicates_equals_the_plain_double_loop():
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 256, (700, 32), dtype=np.uint8)
     hashes[generator.integers(0, 700, 60)] = hashes[generator.integers(0, 700, 60)]
@@ -99,23 +94,10 @@ def test_near_duplicates_equals_the_plain_double_loop(monkeypatch):
     found = near_duplicates(hashes, 40)
     assert set(found) == plain and len(found) == len(plain) > 20
     assert (5, 600, 2) in found and [pair[2] for pair in found] == sorted(pair[2] for pair in found)
-    monkeypatch.setattr(reports, "MOST", 1000)
-    assert len(near_duplicates(np.zeros((3000, 32), np.uint8))) <= 2000
-
-
-def test_command_line(tmp_path, capsys):
-    assert main(["--data_dir", str(tmp_path)]) == 1
-    assert "no CSV file" in capsys.readouterr().err
-    photo(1).save(tmp_path / "a.jpg")
-    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,A dog .\n")
-    assert main(["--data_dir", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "Fewer than three images" in printed and "vocabulary" in printed
 
 
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not beside the repository")
 def test_the_real_flickr8k():
     report = dataset_report(load_dataset("flickr8k", FLICKR8K), check_images=False)
     assert report.counts.loc["train", ["images", "captions", "fewest", "most"]].tolist() == [6000, 30000, 5, 5]
-    assert report.growth.iloc[-1].captions == 30000 and report.growth.vocabulary.iloc[-1] == len(report.words) > 7000
     assert 0 < report.counts.loc["dev", "new_words"] < 0.03

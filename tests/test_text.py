@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from helpers.files import CaptioningError
-from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, pad, teacher_forcing_batch, without_blanks
+from helpers.text import (
+    END,
+    IGNORE,
+    PAD,
+    START,
+    UNKNOWN,
+    Vocabulary,
+    normalise,
+    pad,
+    teacher_forcing_batch,
+    without_blanks,
+)
 
 
 @pytest.mark.parametrize(
