@@ -1,16 +1,24 @@
-"""The labelling cell without a browser: buttons are pressed and the CSV is read."""
+"""Notebook 08's labelling cell without a browser: its source runs as it stands, buttons are pressed, the CSV is read."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
-from types import SimpleNamespace
 
+import nbformat
 import pytest
 from PIL import Image
 
 from helpers.datasets import read_folder
 from helpers.files import CaptioningError
-from helpers.labelling import LabellingCell, Labels, suggestions
+from helpers.images import list_images
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08_your_own_data.ipynb"
+SPACE: dict = {"csv": csv, "Path": Path, "CaptioningError": CaptioningError, "list_images": list_images}
+for code in nbformat.read(NOTEBOOK, as_version=4).cells:
+    if code.id in ("labelling-line", "labelling-file", "labelling-cell"):
+        exec(code.source, SPACE)
+Labels, LabellingCell = SPACE["Labels"], SPACE["LabellingCell"]
 
 
 @pytest.fixture
@@ -20,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(cell: LabellingCell, caption: str) -> None:
+def write(cell, caption: str) -> None:
     cell.text.value = caption
     cell.save.click()
 
@@ -44,23 +52,25 @@ def test_a_later_session_goes_on_at_the_first_photo_without_a_caption(folder: Pa
     assert again.image == "photo2.jpg" and "1 of 3" in again.progress.value
     again.back.click()
     assert again.image == "photo1.png" and "<li>one</li>" in again.progress.value
+    again.undo.click()
+    assert "Nothing to take back" in again.message.value  # written by another session
     write(again, "two")  # a second caption of the same photo
     assert Labels(folder).captions("photo1.png") == ["one", "two"]
-    again.back.click()
     again.undo.click()
     assert Labels(folder).captions("photo1.png") == ["one"]
-    again.skip.click()
-    again.skip.click()
-    again.skip.click()
+    for _ in range(2):
+        again.skip.click()
     assert again.image == "photo1.png"  # once round
 
 
-@pytest.mark.parametrize("caption", ["", "   ", "word " * 501])
+@pytest.mark.parametrize("caption", ["", "   ", "word " * 501, "a bell \a rings", "one"])
 def test_an_unusable_caption_is_refused_and_nothing_is_written(folder: Path, caption: str) -> None:
-    cell = LabellingCell(folder)
+    write(LabellingCell(folder), "one")
+    before, cell = (folder / "captions.csv").read_bytes(), LabellingCell(folder)
+    cell.back.click()
     write(cell, caption)
-    assert 'role="alert"' in cell.message.value and cell.image == "photo1.png"
-    assert not (folder / "captions.csv").exists()
+    assert 'role="alert"' in cell.message.value and cell.image == "photo1.png" and cell.text.value == caption
+    assert (folder / "captions.csv").read_bytes() == before
 
 
 def test_what_is_written_is_shown_as_text(folder: Path) -> None:
@@ -70,26 +80,76 @@ def test_what_is_written_is_shown_as_text(folder: Path) -> None:
     assert "<img" not in cell.progress.value and "&lt;img" in cell.progress.value
 
 
-def test_rows_and_columns_of_an_existing_file_stay(folder: Path) -> None:
-    (folder / "captions.csv").write_text("caption,image,split,by\nold,photo1.png,test,ada\n")
+def test_a_new_row_has_the_columns_of_the_file_and_the_split_of_its_photo(folder: Path) -> None:
+    before = "caption,image,split,by\n\"old\",photo1.png,test,ada\n"
+    (folder / "captions.csv").write_text(before)
     labels = Labels(folder)
     labels.add("photo1.png", "new")
     labels.add("photo2.jpg", "other")
-    first, *rows = (folder / "captions.csv").read_text().splitlines()
-    assert first == "caption,image,split,by"
-    assert rows == ["old,photo1.png,test,ada", "new,photo1.png,test,ada", "other,photo2.jpg,,"]
-    with pytest.raises(CaptioningError, match="already"):
-        labels.add("photo1.png", "new")
+    assert (folder / "captions.csv").read_text() == before + "new,photo1.png,test,\nother,photo2.jpg,,\n"
+
+
+@pytest.mark.parametrize(("text", "encoding"), [
+    ("sep=;\r\nimage;caption\r\nphoto1.png;\"Grün; blau\"\r\n", "cp1252"),
+    ("file_name,text\nphoto1.png,Grün", "utf-8"),  # Hugging Face's names; no line end at the end
+    ("\ufeffimage,caption\r\nphoto1.PNG,Grün\r\n\r\n", "utf-8"),
+    ("\ufeffimage\tcaption\r\nphoto1.png\tGrün\r\n", "utf-16-le"),
+    ("\ufeffimage\tcaption\nphoto1.png\tGrün\n", "utf-16-be"),
+])
+def test_every_byte_of_an_existing_file_stays(folder: Path, text: str, encoding: str) -> None:
+    before = text.encode(encoding)
+    (folder / "captions.csv").write_bytes(before)
+    labels = Labels(folder)
+    assert labels.left() == ["photo2.jpg", "photo10.jpg"]
+    labels.add("photo2.jpg", "Eine Wand, blau; schön")
+    after = (folder / "captions.csv").read_bytes()
+    assert after.startswith(before) and len(after) > len(before)
+    assert read_folder(folder).references()["photo2.jpg"] == ["Eine Wand, blau; schön"]
+    assert ("\r\n".encode(encoding) in after) == ("\r\n" in text)
+    if encoding == "cp1252":
+        with pytest.raises(CaptioningError, match="is in cp1252, which lacks a letter"):
+            labels.add("photo10.jpg", "犬が走る")
+    labels.undo()
+    assert (folder / "captions.csv").read_bytes() == before
+
+
+def test_a_blank_caption_counts_as_missing_and_may_be_written(folder: Path) -> None:
+    (folder / "captions.csv").write_text("image,caption\nphoto1.png,\nphoto2.jpg,  \nphoto10.jpg,three\n")
+    cell = LabellingCell(folder)
+    assert cell.labels.left() == ["photo1.png", "photo2.jpg"] and "1 of 3" in cell.progress.value
+    write(cell, "one")
+    write(cell, "two")
+    assert read_folder(folder).references() == {"photo10.jpg": ["three"], "photo1.png": ["one"], "photo2.jpg": ["two"]}
+
+
+def test_a_file_that_loses_text_is_refused_and_untouched(folder: Path) -> None:
+    (folder / "captions.csv").write_text("image,caption\nphoto1.png,one dog, wet\n")
+    with pytest.raises(CaptioningError, match="not 2 fields.*line 2"):
+        Labels(folder)
+    (folder / "captions.csv").write_text("image,caption\nphoto1.png,one\n")
+    labels = Labels(folder)
+    changed = "image,caption\nphoto1.png,one dog, wet\n"
+    (folder / "captions.csv").write_text(changed)  # in an editor, meanwhile
+    with pytest.raises(CaptioningError, match="not 2 fields"):
+        labels.add("photo2.jpg", "two")
+    assert (folder / "captions.csv").read_text() == changed
+
+
+def test_photos_in_a_folder_below(folder: Path) -> None:
+    (folder / "images").mkdir()
+    for path in list_images([folder]):
+        path.rename(folder / "images" / path.name)
+    write(LabellingCell(folder), "one")
+    assert read_folder(folder).references() == {"photo1.png": ["one"]}
 
 
 def test_bad_folders_and_files_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CaptioningError, match="no folder"):
-        Labels(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CaptioningError, match="no photos"):
-        Labels(tmp_path / "empty")
+    for name in ("none", "empty"):
+        with pytest.raises(CaptioningError, match=f"{name} holds no photos"):
+            Labels(tmp_path / name)
     (folder / "captions.csv").write_text("name,text\n")
-    with pytest.raises(CaptioningError, match="name, text"):
+    with pytest.raises(CaptioningError, match="it has: name,text"):
         Labels(folder)
 
 
@@ -103,13 +163,7 @@ def test_a_broken_photo_is_said_and_passed_over(folder: Path) -> None:
 
 def test_a_captioner_may_suggest(folder: Path) -> None:
     asked = []
-
-    class Parrot:
-        def caption(self, images: list[Path]) -> list[SimpleNamespace]:
-            asked.append(images[0].name)
-            return [SimpleNamespace(caption="a blue field")]
-
-    cell = LabellingCell(folder, suggest=suggestions(Parrot()))
+    cell = LabellingCell(folder, suggest=lambda path: asked.append(path.name) or "a blue field")
     assert cell.text.value == "a blue field" and asked == ["photo1.png"]
     cell.save.click()
     assert Labels(folder).captions("photo1.png") == ["a blue field"]
