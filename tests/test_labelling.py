@@ -1,4 +1,4 @@
-"""Notebook 08's labelling cell without a browser: its source runs as it stands, buttons are pressed, the CSV is read."""
+"""Notebook 08's labelling cell without a browser: its source runs as it stands, buttons are pressed, the CSV read."""
 
 from __future__ import annotations
 
