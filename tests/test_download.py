@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import signal
 import stat
@@ -13,14 +12,13 @@ import sys
 import tarfile
 import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from helpers import download
-from helpers.datasets import load_dataset, read_dataset, read_flickr8k
+from helpers.datasets import load_dataset, read_flickr8k
 from helpers.download import RemoteFile, Source, fetch_dataset, fetch_file, write_rows
 from helpers.files import CaptioningError
 from tests.bad_server import Page, serving
@@ -144,23 +142,6 @@ def test_text_and_images_from_two_archives_and_an_optional_one_missing(server, t
     folder = fetch_dataset("flickr8k", tmp_path / "f", read_flickr8k, [Source("two", files)], (3, 5))
     assert read_flickr8k(folder).images("dev") == ["1.jpg"]
     assert "extra.zip is left out" in capsys.readouterr().out
-
-
-def test_an_archive_in_parts(server, tmp_path):
-    captions = "image_name,comment_number,comment\n" + "".join(f"{n}.jpg,{k},A dog {k} .\n"
-                                                              for n in range(4) for k in range(5))
-    whole = packed({f"Images/{n}.jpg": photo(n) for n in range(4)} | {"captions.txt": captions.encode()})
-    third = len(whole) // 3 + 1
-    for number in range(3):
-        server.pages[f"/part{number}"] = Page(whole[number * third:(number + 1) * third])
-    karpathy = {"images": [{"filename": f"{n}.jpg", "split": split} for n, split in
-                           enumerate(("train", "train", "val", "test"))]}
-    server.pages["/k.zip"] = Page(packed({"dataset_flickr30k.json": json.dumps(karpathy).encode()}))
-    files = tuple(RemoteFile(f"part{n}", server.url(f"/part{n}")) for n in range(3))
-    extra = RemoteFile("k.zip", server.url("/k.zip"), optional=True)
-    sources = [Source("parts", (*files, extra), joined=True)]
-    folder = fetch_dataset("flickr30k", tmp_path / "f", partial(read_dataset, "flickr30k"), sources, (4, 5))
-    assert [len(load_dataset("flickr30k", folder).images(split)) for split in ("train", "dev", "test")] == [2, 1, 1]
 
 
 def test_offline_says_what_to_do_by_hand_and_takes_what_was_put_there(server, tmp_path, monkeypatch):
