@@ -1,62 +1,162 @@
-"""What a stage of training is made of: its settings, objective, parameters, schedule and history."""
+"""The one training loop, `fit`, and what it is made of: settings, schedule, running mean, saved state, guard.
+
+Captioners (`helpers.training`), PocketCLIP and PocketGPT2 (`helpers.pretraining`) all go through it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.files import CaptioningError, atomic_write, pick_device, save_tensors, unknown_name
+from helpers.files import CaptioningError, atomic_write, fast_bf16, only_one, pick_device, save_tensors, unknown_name
 
-STAGE_DEFAULTS = {
-    "objective": "cross_entropy",  # or "self_critical"
+SETTINGS = {
     "epochs": 10,
-    "images_per_batch": 32,
-    "captions_per_image": 5,
     "learning_rate": 1e-3,
-    "encoder_rate": 0.1,  # factor on the learning rate of a tuned encoder's tail; 0 leaves the tail as it is
     "weight_decay": 0.01,
+    "beta2": 0.999,  # of AdamW
     "warmup_steps": 200,
     "schedule": "cosine",  # to 0 over all epochs; "plateau" halves it when dev stops improving; or "constant"
     "clip": 1.0,
-    "label_smoothing": 0.0,
-    "word_dropout": 0.0,
-    "scheduled_sampling": 0.0,
     "average": 0.0,  # decay of the running mean of the weights that is measured and kept; 0 is off
     "patience": 0,  # epochs without improvement before the stage ends; 0 is off
-    "choose_by": "CIDEr",
-    "samples": 5,
-    "temperature": 1.0,  # of the policy in a self-critical stage; below 1 it samples nearer to what beam search finds
-    "bleu_weight": 0.0,
-    "decoding": {"method": "beam", "beam_size": 3, "length_penalty": 0.7},
-    "validate_images": 0,  # how many dev images are captioned each epoch; 0 is all
+    "choose_by": "dev_loss",  # the column whose best epoch is kept; "" keeps the last epoch
 }
+EXPLODED = 10  # times the loss of a model that guesses evenly among all words; a healthy one starts at about once that
+OVERFLOWS = 25  # in a row: the scale of an fp16 loss halves at each, and 2^16 is where it starts
 
 
-def stage_settings(stage: dict) -> dict:
-    """Returns the stage's settings over the defaults. Raises CaptioningError on a setting that is not known."""
-    for name in stage:
-        if name not in STAGE_DEFAULTS:
-            raise unknown_name("training setting", name, STAGE_DEFAULTS)
-    return {**STAGE_DEFAULTS, **stage}
+def fit(
+    model: nn.Module,
+    loss: Callable,
+    batches,
+    validate: Callable[[], dict[str, float]],
+    settings: dict,
+    folder: Path,
+    *,
+    stage: int = 1,
+    seed: int = 0,
+    groups: list[dict] | None = None,
+    limit: float = math.inf,
+    made_from: dict | None = None,
+    earlier: Sequence[dict] = (),
+    accelerator=None,
+    callback: Callable[[dict], None] | None = None,
+    progress: bool | None = None,
+) -> list[dict]:
+    """Trains `model` and leaves the weights of its best epoch in it. Returns the history, a row an epoch.
+
+    loss(model, batch) -> (loss summed over tokens, number of tokens, {column: number}). batches: `epoch(n)` yields the
+    batches of an epoch, each with `to(device)`, `images` and `share`; `len` counts them. validate() -> {column: number}
+    of the model as it is then. settings: over SETTINGS. groups: see `parameter_groups`. limit: a loss per token above
+    it has exploded. earlier: the history's rows of the stages before.
+
+    After each epoch everything needed to go on is written to `folder`, so a killed run resumes with the same losses as
+    one that was never killed, and `history.csv`. made_from: what else, beside settings and seed, the result depends on.
+    Raises CaptioningError when the folder holds a state that was made from something else, or when the loss stops being
+    a number. Notebook 02, section 9.
+    """
+    settings, accelerator = {**SETTINGS, **settings}, accelerator or make_accelerator()
+    made_from = json.loads(json.dumps({**settings, "seed": seed, **(made_from or {})}))
+    last, best = (Path(folder) / f"stage{stage}-{kind}.safetensors" for kind in ("last", "best"))
+    # a second run in this folder waits and then finds the epochs done
+    with only_one(Path(folder)) if accelerator.is_main_process else contextlib.nullcontext():
+        optimizer = torch.optim.AdamW(
+            groups or parameter_groups(model, settings["weight_decay"]),
+            lr=settings["learning_rate"],
+            betas=(0.9, settings["beta2"]),
+            fused=accelerator.device.type == "cpu",  # a third of the time; on a GPU it would hide a skipped fp16 step
+        )
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        mean = Average(model, settings["average"])
+        state = {"epoch": 0, "step": 0, "scale": 1.0, "stopped": False, "history": [], "made_from": made_from}
+        if last.exists():
+            state = load_state(last, model, optimizer, mean, made_from)
+        if accelerator.scaler is not None and "scaler" in state:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        guard = Guard(limit, accelerator.scaler is not None, last)
+        total = settings["epochs"] * len(batches)
+        if (state["epoch"] >= settings["epochs"] or state["stopped"]) and accelerator.is_main_process:
+            print(f"{last}: already trained, {state['epoch']} of {settings['epochs']} epochs.", file=sys.stderr)
+        while state["epoch"] < settings["epochs"] and not state["stopped"]:
+            began, epoch, losses, tokens, logged = time.perf_counter(), state["epoch"], 0.0, 0, []
+            seed_everything(seed * 1000 + stage * 100 + epoch + 10_000_000 * accelerator.process_index)
+            model.train()
+            for batch in _bar(batches, epoch, stage, accelerator, progress):
+                batch = batch.to(accelerator.device)
+                rate = settings["learning_rate"] * state["scale"] * schedule(settings, state["step"], total)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("factor", 1.0)
+                with accelerator.autocast():
+                    summed, count, figures = loss(wrapped, batch)
+                each = summed / count.clamp(min=1)
+                guard.loss(each, state["step"], epoch, batch.images)
+                optimizer.zero_grad()
+                accelerator.backward(each * batch.share)  # shares make several processes' mean that of the whole batch
+                norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings["clip"])
+                guard.gradients(norm, state["step"], epoch, batch.images)
+                optimizer.step()
+                state["step"] += 1
+                mean.update(state["step"])
+                losses, tokens = losses + float(summed.detach()), tokens + int(count)
+                logged.append(figures)
+            row = {"stage": stage, "epoch": epoch + 1, "step": state["step"], "learning_rate": rate}
+            row["train_loss"] = global_mean(accelerator, losses, tokens)
+            row |= {name: float(np.mean([figures[name] for figures in logged])) for name in logged[0]}
+            with mean.applied():
+                row |= validate()
+                row["seconds"] = time.perf_counter() - began
+                state["history"].append(row)
+                merits = [merit(row, settings["choose_by"]) for row in state["history"]]
+                if merits[-1] >= max(merits) and accelerator.is_main_process:
+                    save_state(best, model)
+            since_best = len(merits) - 1 - int(np.argmax(merits))
+            if settings["schedule"] == "plateau" and since_best and since_best % 2 == 0:
+                state["scale"] *= 0.5
+            state["epoch"] = epoch + 1
+            state["stopped"] = bool(settings["patience"] and since_best >= settings["patience"])
+            if accelerator.scaler is not None:
+                state["scaler"] = accelerator.scaler.state_dict()
+            if accelerator.is_main_process:
+                save_state(last, model, optimizer, mean, state)
+                write_history(last.parent / "history.csv", [*earlier, *state["history"]])
+            accelerator.wait_for_everyone()
+            if callback and accelerator.is_main_process:
+                callback(row)
+        load_state(best, model)
+        if accelerator.is_main_process:  # once more, for a run that was killed between its last state and its history
+            write_history(last.parent / "history.csv", [*earlier, *state["history"]])
+    return state["history"]
+
+
+def _bar(batches, epoch: int, stage: int, accelerator, progress: bool | None):
+    """Returns the epoch's batches behind a progress bar: one process shows it, and only where somebody watches."""
+    from tqdm import tqdm
+
+    hidden = True if not accelerator.is_main_process else None if progress is None else not progress
+    label = f"stage {stage} epoch {epoch + 1}"
+    return tqdm(batches.epoch(epoch), total=len(batches), desc=label, leave=False, disable=hidden)
 
 
 def make_accelerator(mixed_precision: str | None = None):
-    """Returns accelerate's Accelerator; bf16 where the hardware multiplies it, unless asked otherwise."""
+    """Returns accelerate's Accelerator; bf16 where the hardware multiplies it, unless asked otherwise.
+
+    Raises CaptioningError on a precision that cannot be used here. Notebook 08, section 13.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import AutocastKwargs
-
-    from helpers.trunks import fast_bf16
 
     device = pick_device()
     mixed_precision = mixed_precision or ("bf16" if fast_bf16(device) else "no")
@@ -75,58 +175,24 @@ def make_accelerator(mixed_precision: str | None = None):
         raise CaptioningError(f"mixed_precision {mixed_precision!r} cannot be used here: {error} Use 'no'.") from error
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, encoder_rate: float = 0.1) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, factors: dict[nn.Parameter, float] | None = None) -> list:
     """Returns AdamW's groups: matrices decay; biases, norms and whatever is one-dimensional do not.
 
-    Two groups, and two more for an encoder's tail that is tuned (`helpers.tuned_encoder`). Each has as "factor" what
-    the learning rate is multiplied by.
+    factors: parameter -> what the learning rate is multiplied by for it, where that is not 1. Raises CaptioningError
+    when every parameter is frozen. Notebook 02, section 9.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    groups: dict[tuple[float, float], list] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = ((factors or {}).get(parameter, 1.0), weight_decay if parameter.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
         raise CaptioningError("Every parameter of this model is frozen; there is nothing to train.")
-    in_tail = {id(p) for p in getattr(model, "tail_parameters", list)()}
-    tail, rest = ([p for p in trained if (id(p) in in_tail) == inside] for inside in (True, False))
-    return [
-        {"params": params, "weight_decay": decay, "factor": factor}
-        for part, factor in ((rest, 1.0), (tail, encoder_rate))
-        for params, decay in (([p for p in part if p.ndim > 1], weight_decay), ([p for p in part if p.ndim <= 1], 0.0))
-        if part
-    ]
+    return [{"params": groups[key], "factor": key[0], "weight_decay": key[1]} for key in sorted(groups, reverse=True)]
 
 
-def make_optimizer(
-    groups: list[dict], learning_rate: float, device: torch.device, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.AdamW:
-    """Returns AdamW. On a CPU its step is fused and takes a third of the time; with fp16 on a GPU a fused step would
-    hide that it was skipped."""
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device.type == "cpu")
-
-
-def _merit(row: dict, choose_by: str) -> float:
-    """Returns what epochs are chosen by: higher is better. Without CIDEr (too few dev images) it is BLEU-4."""
-    if choose_by == "dev_loss":
-        return -row["dev_loss"]
-    return row[choose_by] if choose_by in row else row["BLEU-4"]
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch, so that an epoch does the same whether or not the run was killed before it."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def write_history(path: Path, rows: list[dict]) -> None:
-    """Writes the rows as CSV, whole or not at all."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _schedule(settings: dict, step: int, total: int) -> float:
-    """Returns the factor on the learning rate: a linear warm-up, then the schedule."""
+def schedule(settings: dict, step: int, total: int) -> float:
+    """Returns the factor on the learning rate: a linear warm-up, then the schedule. Notebook 02, section 9."""
     warm = min(1.0, (step + 1) / max(1, settings["warmup_steps"]))
     if settings["schedule"] == "cosine":
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
@@ -135,10 +201,46 @@ def _schedule(settings: dict, step: int, total: int) -> float:
     raise unknown_name("schedule", settings["schedule"], ["cosine", "plateau", "constant"])
 
 
+def merit(row: dict, choose_by: str) -> float:
+    """Returns what epochs are chosen by, higher is better. Without CIDEr (too few dev images) it is BLEU-4.
+
+    Notebook 02, section 9.
+    """
+    if not choose_by:
+        return row["epoch"]
+    if choose_by == "dev_loss":
+        return -row["dev_loss"]
+    return row[choose_by] if choose_by in row else row["BLEU-4"]
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch, so that an epoch does the same whether or not the run was killed before it.
+
+    Notebook 02, section 4.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def global_mean(accelerator, total: float, count: float) -> float:
+    """Returns all processes' `total` divided by all processes' `count`. Notebook 08, section 13."""
+    pair = torch.tensor([total, float(count)], device=accelerator.device, dtype=torch.float64)
+    pair = accelerator.reduce(pair, "sum")
+    return float(pair[0] / pair[1].clamp(min=1))
+
+
+def write_history(path: Path, rows: list[dict]) -> None:
+    """Writes the rows as CSV, whole or not at all. Notebook 02, section 9."""
+    with atomic_write(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
 class Average:
     """A running mean of the weights (Polyak and Juditsky 1992; exponential, with the warm-up of Tan and Le 2019).
 
     What is measured and kept is the mean; what is trained is not touched by it. With decay 0 it does nothing.
+    Notebook 02, section 9.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -170,10 +272,52 @@ class Average:
                 self.values[name] = kept
 
 
-def save_state(
-    path: Path, model: nn.Module, optimizer=None, average: Average | None = None, state: dict | None = None
-) -> None:
-    """Writes a model, and for resuming its optimiser, average and counters, whole or not at all."""
+class Guard:
+    """Looks at every loss and every gradient, before the weights are changed. Notebook 02, section 9.
+
+    Raises CaptioningError, with the step, the batch and the last good checkpoint, when the loss is not finite or above
+    `limit`, or when a gradient is not finite. In fp16 (`scaled`) an overflow is no fault: the step is skipped and the
+    loss scaled down (Micikevicius et al. 2018, section 3.2), unless that goes on and on.
+    """
+
+    def __init__(self, limit: float, scaled: bool, last: Path):
+        self.limit, self.scaled, self.last, self.overflows = limit, scaled, last, 0
+
+    def loss(self, mean: Tensor, step: int, epoch: int, images: Sequence[str]) -> None:
+        """Takes the loss per token. `step` counts the steps done, `epoch` the epochs done."""
+        value = float(mean.detach())
+        if not math.isfinite(value):
+            self._stop(f"The loss is {value}", step, epoch, images)
+        if abs(value) > self.limit:
+            self._stop(f"The loss has exploded to {value:.4g} (at most {self.limit:.4g} is sane)", step, epoch, images)
+
+    def gradients(self, norm: Tensor | None, step: int, epoch: int, images: Sequence[str]) -> None:
+        """Takes the norm of all gradients, before the optimiser uses them."""
+        if norm is None or math.isfinite(float(norm)):
+            self.overflows = 0
+            return
+        self.overflows += 1
+        if not self.scaled:
+            self._stop(f"The loss is a number, but its gradient is {float(norm)}", step, epoch, images)
+        if self.overflows > OVERFLOWS:
+            self._stop(f"fp16 overflowed {self.overflows} times in a row", step, epoch, images)
+
+    def _stop(self, what: str, step: int, epoch: int, images: Sequence[str]) -> None:
+        good = "No epoch had been completed, so there is no checkpoint."
+        if self.last.exists():
+            good = f"The last good checkpoint is {self.last}."
+        raise CaptioningError(
+            f"{what} at step {step + 1} (epoch {epoch + 1}), in the batch of {', '.join(images[:4])}, … . "
+            f"Training stopped before the weights were changed. {good} Lower the learning rate or clip, or switch "
+            "mixed precision off."
+        )
+
+
+def save_state(path: Path, model: nn.Module, optimizer=None, average=None, state: dict | None = None) -> None:
+    """Writes a model, and for resuming its optimiser, average and counters, whole or not at all.
+
+    Notebook 02, section 9.
+    """
     tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in unique_tensors(model).items()}
     if optimizer is not None:
         for number, values in optimizer.state_dict()["state"].items():
@@ -183,8 +327,12 @@ def save_state(
     save_tensors(path, tensors, {"state": json.dumps(state or {})})
 
 
-def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | None = None) -> dict:
-    """Reads what `save_state` wrote into the model (and the rest, where given). Returns the counters."""
+def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_from: dict | None = None) -> dict:
+    """Reads what `save_state` wrote into the model (and the rest, where given). Returns the counters.
+
+    Raises CaptioningError when the file cannot be read, is another model's, or was not made from `made_from`.
+    Notebook 02, section 9.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -192,9 +340,9 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | 
             state = json.loads((file.metadata() or {}).get("state", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
-        raise CaptioningError(
-            f"Cannot read the training state {path}: {error}. Delete it to start this stage again."
-        ) from error
+        raise CaptioningError(f"Cannot read the training state {path}: {error}. Delete it to start anew.") from error
+    if made_from is not None:
+        _check_made_from(path, state.get("made_from", {}), made_from)
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     wrong = [name for name, value in weights.items() if shapes.get(name) != value.shape]
@@ -215,25 +363,28 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average: Average | 
     return state
 
 
-def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
-    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
+def _check_made_from(path: Path, old: dict, new: dict) -> None:
+    """Raises CaptioningError with all that differs."""
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    if names:
+        what = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names)
+        raise CaptioningError(
+            f"{path} was made from something else: {what}. Change it back, choose another output folder, or begin anew "
+            "with --restart."
+        )
 
-    It is of use where each went on from the same weights: then the mean lies in the same valley.
-    """
-    soup: dict[str, Tensor] = {}
-    for path in paths:
-        load_state(path, model)
-        for name, value in unique_tensors(model).items():
-            if value.is_floating_point():
-                soup[name] = soup.get(name, 0.0) + value.double() / len(paths)
-            else:
-                soup[name] = value.clone()
-    kinds = {name: value.dtype for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.to(kinds[name]) for name, value in soup.items()}, strict=False)
+
+def begin_anew(folder: Path) -> None:
+    """Deletes the training states in `folder`, so that nothing is resumed there. Notebook 08, section 7."""
+    for path in Path(folder).glob("stage*-*.safetensors"):
+        path.unlink()
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the model's tensors without second names of the same one (tied weights), which safetensors refuses."""
+    """Returns the model's tensors without second names of the same one (tied weights), which safetensors refuses.
+
+    Notebook 02, section 9.
+    """
     seen, out = set(), {}
     for name, value in model.state_dict().items():
         key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
@@ -241,49 +392,3 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
             seen.add(key)
             out[name] = value
     return out
-EXPLODED = 10  # times the loss of a model that guesses evenly among all words; a healthy one starts at about once that
-MAX_REWARD = 11  # CIDEr-D up to 10 and BLEU up to 1: a self-critical loss is as many times a log-probability
-OVERFLOWS = 25  # in a row: the scale of an fp16 loss halves at each, and 2^16 is where it starts
-
-
-class Watch:
-    """Looks at every loss and every gradient of a stage.
-
-    Raises CaptioningError, with the step, the batch and the last good checkpoint, when the loss is not finite or far
-    beyond what any sensible model has, or when a gradient is not finite. In fp16 an overflow is no fault: the step is
-    skipped and the loss scaled down (Micikevicius et al. 2018, section 3.2), unless that goes on and on.
-    """
-
-    def __init__(self, objective: str, words: int, scaled: bool, last: Path | None):
-        self.limit = EXPLODED * math.log(max(words, 3)) * (MAX_REWARD if objective == "self_critical" else 1)
-        self.scaled, self.last, self.overflows = scaled, last, 0
-
-    def loss(self, mean: Tensor, step: int, epoch: int, images: Sequence[str]) -> None:
-        """Takes the loss per token. `step` counts the steps done, `epoch` the epochs done."""
-        value = float(mean.detach())
-        if not math.isfinite(value):
-            self._stop(f"The loss is {value}", step, epoch, images)
-        if abs(value) > self.limit:
-            what = f"The loss has exploded: it is {value:.4g} per word, above {self.limit:.4g},"
-            self._stop(what, step, epoch, images)
-
-    def gradients(self, norm: Tensor | None, step: int, epoch: int, images: Sequence[str]) -> None:
-        """Takes the norm of all gradients, before the optimiser uses them."""
-        if norm is None or math.isfinite(float(norm)):
-            self.overflows = 0
-            return
-        self.overflows += 1
-        if not self.scaled:
-            self._stop(f"The loss is a number, but its gradient is {float(norm)}", step, epoch, images)
-        if self.overflows > OVERFLOWS:
-            self._stop(f"fp16 overflowed {self.overflows} times in a row", step, epoch, images)
-
-    def _stop(self, what: str, step: int, epoch: int, images: Sequence[str]) -> None:
-        good = "No epoch had been completed, so there is no checkpoint."
-        if self.last is not None and self.last.exists():
-            good = f"The last good checkpoint is {self.last}."
-        raise CaptioningError(
-            f"{what} at step {step + 1} (epoch {epoch + 1}), in the batch of {', '.join(images[:4])}, … . "
-            f"Training stopped before the weights were changed. {good} Lower the learning rate or clip, or switch "
-            "mixed precision off."
-        )

@@ -1,4 +1,7 @@
-"""What a stage of training is made of: its settings, objective, parameters, schedule and history."""
+"""What training minimises: cross entropy, a self-critical reward, the contrastive loss of two towers and its recall.
+
+B images, N captions (or samples of them), T tokens, V vocabulary, E width of the joint space.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.captioner import unwrapped
 from helpers.decoding import decode
-from helpers.files import unknown_name
 from helpers.text import IGNORE, ORDERS, ngrams, normalise, pad
 
+SIGMA = 6.0  # how fast CIDEr-D's length penalty falls
+END_WORD = "<end>"
 
-def make_objective(run, settings: dict):
-    """Returns the objective that the stage names, for a `helpers.training.Run`."""
-    if settings["objective"] == "cross_entropy":
-        names = ("label_smoothing", "word_dropout", "scheduled_sampling")
-        unknown = getattr(run.model.tokenizer, "unknown_id", None)
-        return CrossEntropy(**{name: settings[name] for name in names}, unknown_id=unknown)
-    if settings["objective"] == "self_critical":
 
-        names = ("samples", "temperature", "bleu_weight")
-        return SelfCritical(run.train, **{name: settings[name] for name in names})
-    raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it.
+
+    Notebook 08, section 13.
+    """
+    return getattr(model, "module", model)
 
 
 @dataclass
@@ -38,6 +37,9 @@ class CrossEntropy:
     `word_dropout` hides that share of the words read behind `<unk>`, so that the picture has to be looked at.
     `scheduled_sampling` replaces that share of the words read by the model's own guesses (Bengio et al. 2015), made in
     a first pass without gradients, as for models that read all words at once (Mihaylova and Martins 2019).
+
+    Called with a model and a `helpers.text.Batch`; returns the loss summed over tokens, their number, and {}.
+    Notebook 02, section 6.
     """
 
     label_smoothing: float = 0.0
@@ -80,24 +82,13 @@ class CrossEntropy:
         mixed = inputs.clone()
         mixed[:, offset:] = torch.where(take, guesses, true)
         return mixed
-SIGMA = 6.0  # how fast CIDEr-D's length penalty falls
-END_WORD = "<end>"
-
-
-@dataclass
-class _Vector:
-    """The tf-idf weights of one caption, per n-gram order, with their norms."""
-
-    weights: list[dict[tuple, float]]
-    norms: list[float]
-    length: int
 
 
 class CiderD:
     """CIDEr-D (Vedantam et al. 2015, section 3.2) with document frequencies from training captions only.
 
     A caption's end counts as a word, in the references too. Otherwise "a man in a" scores as well as a whole sentence
-    and the model learns to stop anywhere.
+    and the model learns to stop anywhere. Notebook 07, section 11.
     """
 
     def __init__(self, references: dict[str, list[str]]):
@@ -107,37 +98,38 @@ class CiderD:
         for captions in self.words.values():
             self.frequency.update({gram for words in captions for counts in ngrams(words) for gram in counts})
         self.log_images = math.log(max(2, len(self.words)))
-        self.vectors: dict[str, list[_Vector]] = {}
+        self.vectors: dict[str, list[tuple]] = {}
 
-    def _vector(self, words: Sequence[str]) -> _Vector:
+    def _vector(self, words: Sequence[str]) -> tuple[list[dict], list[float], int]:
+        """Returns the tf-idf weights of a caption for each order of n-grams, their norms, and its length."""
         weights = [
             {gram: count * (self.log_images - math.log(max(1, self.frequency[gram]))) for gram, count in counts.items()}
             for counts in ngrams(words)
         ]
         norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
-        return _Vector(weights, norms, len(words))
+        return weights, norms, len(words)
 
     def score(self, image: str, words: Sequence[str]) -> float:
         """Returns the CIDEr-D of one caption against the references of `image`; 10 is a perfect match."""
         if image not in self.vectors:
             self.vectors[image] = [self._vector(reference) for reference in self.words[image]]
-        candidate, total = self._vector(words), 0.0
-        for reference in self.vectors[image]:
-            penalty = math.exp(-((candidate.length - reference.length) ** 2) / (2 * SIGMA**2))
-            for n in range(ORDERS):
-                if not candidate.norms[n] or not reference.norms[n]:
-                    continue
-                theirs = reference.weights[n]
-                # A repeated n-gram earns no more than the reference gives it: saying a word twice is no gain.
-                dot = sum(
-                    min(w, theirs[gram]) * theirs[gram] for gram, w in candidate.weights[n].items() if gram in theirs
-                )
-                total += penalty * dot / (candidate.norms[n] * reference.norms[n])
+        weights, norms, length = self._vector(words)
+        total = 0.0
+        for their_weights, their_norms, their_length in self.vectors[image]:
+            penalty = math.exp(-((length - their_length) ** 2) / (2 * SIGMA**2))
+            for mine, theirs, norm, their_norm in zip(weights, their_weights, norms, their_norms, strict=True):
+                if norm and their_norm:
+                    # A repeated n-gram earns no more than the reference gives it: saying a word twice is no gain.
+                    dot = sum(min(w, theirs[gram]) * theirs[gram] for gram, w in mine.items() if gram in theirs)
+                    total += penalty * dot / (norm * their_norm)
         return 10.0 * total / (ORDERS * len(self.vectors[image]))
 
 
 def sentence_bleu4(references: Sequence[Sequence[str]], words: Sequence[str]) -> float:
-    """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004)."""
+    """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004).
+
+    Notebook 07, section 2.
+    """
     mine, theirs = ngrams(words), [ngrams(reference) for reference in references]
     log_precision = 0.0
     for n in range(ORDERS):
@@ -161,6 +153,9 @@ class SelfCritical:
     The policy is the model with its logits divided by `temperature`, in sampling and in the loss alike. After cross
     entropy on few captions the plain distribution is flat: its samples are far worse than what beam search finds, and
     training would go into making it sharp, and captions short. At 0.4 the samples are near those that count.
+
+    Called with a model and a `helpers.text.Batch`; returns the loss summed over tokens, their number, and the mean
+    reward. Notebook 07, section 11.
     """
 
     references: dict[str, list[str]]
@@ -180,7 +175,6 @@ class SelfCritical:
         return reward
 
     def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Returns the summed loss, the number of tokens it is summed over, and the mean reward."""
         model.eval()  # no dropout; gradients still flow
         plain = unwrapped(model)
         groups = decode(
@@ -217,6 +211,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor
 
     With one caption an image this is CLIP's loss. With several, each caption has to find its one image, and each image
     shares its probability among its own captions: never each other's wrong answers (Khosla et al. 2020, eq. 2).
+    Notebook 04, section 4.
     """
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [B, N]
     text_to_image = F.cross_entropy(logits.T, owner)
@@ -230,7 +225,7 @@ def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1,
     """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
 
     images: [B, E], texts: [N, E], owner: [N]. What is exactly as near as the right one stands before it half of the
-    time, so that a model which maps everything to one point scores nothing.
+    time, so that a model which maps everything to one point scores nothing. Notebook 04, section 7.
     """
     similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
     right = similarity.gather(1, owner[:, None])  # [N, 1]
@@ -250,18 +245,15 @@ def _rank(similarity: Tensor, right: Tensor, own: Tensor) -> Tensor:
 
 
 def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
-    """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes."""
+    """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes.
+
+    Notebook 04, section 8.
+    """
     dual.eval()
     names = list(references)
     captions = [caption for name in names for caption in references[name]]
     owner = torch.tensor([i for i, name in enumerate(names) for _ in references[name]])
     with torch.inference_mode():
-        images = torch.cat(
-            [_vectors(dual.image_side(inputs(names[i : i + 64]))).float() for i in range(0, len(names), 64)]
-        )
-        texts = torch.cat([dual.text_side(captions[i : i + 256]).float() for i in range(0, len(captions), 256)])
-    return recall(images.cpu(), texts.cpu(), owner)
-
-
-def _vectors(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
+        images = [dual.image_side(inputs(names[i : i + 64]))[0].float() for i in range(0, len(names), 64)]
+        texts = [dual.text_side(captions[i : i + 256]).float() for i in range(0, len(captions), 256)]
+    return recall(torch.cat(images).cpu(), torch.cat(texts).cpu(), owner)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import CaptioningError, unknown_name
+from helpers.files import CaptioningError, fast_bf16, unknown_name
 
 WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
 
@@ -256,15 +256,6 @@ def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
         side = round(plain.shape[1] ** 0.5)
         mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
     return (plain + mirrored) / 2
-
-
-def fast_bf16(device: torch.device | str) -> bool:
-    """Returns whether bf16 matrix products are faster than fp32 on this device."""
-    device = torch.device(device)
-    if device.type == "cpu":
-        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # PyTorch has no public name for either
-        return any(getattr(torch.cpu, check, bool)() for check in checks)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
