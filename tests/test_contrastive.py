@@ -127,7 +127,7 @@ class Toy(nn.Module):
         return self.trunk.parameters()
 
     def image_side(self, inputs):
-        return self.head(self.trunk(inputs))
+        return self.head(self.trunk(inputs)), None
 
     def text_side(self, captions):
         return self.words(torch.tensor([int(caption.split()[-1]) for caption in captions]))
@@ -154,7 +154,7 @@ def test_fine_tuning_finds_the_pairs() -> None:
     before = measure(model, lambda names: inputs(names, None), TRAIN)
     history = fine_tune(model, inputs, TRAIN, TRAIN, **{**OPTIONS, "epochs": 25}, average=0.5)
     assert before["text-to-image R@1"] < 0.5 and history[-1]["text-to-image R@1"] == 1
-    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
     assert [row["epoch"] for row in history] == list(range(1, 26))
     after = measure(model, lambda names: inputs(names, None), TRAIN)  # what was measured last is what is kept
     assert after == {name: history[-1][name] for name in after}
@@ -164,7 +164,7 @@ def test_a_frozen_trunk_stays_as_it_is() -> None:
     model = toy(frozen=True)
     before = model.trunk.weight.clone()
     history = fine_tune(model, inputs, TRAIN, TRAIN, **OPTIONS)
-    assert torch.equal(before, model.trunk.weight) and history[-1]["loss"] < history[0]["loss"]
+    assert torch.equal(before, model.trunk.weight) and history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path) -> None:

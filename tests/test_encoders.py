@@ -444,7 +444,7 @@ def test_contrastive_fine_tuning_moves_what_it_may(trainable, train_trunk, photo
         return torch.stack([pixels[name] for name in names])
 
     history = fine_tune(dual, inputs, captions, captions, epochs=12, images_per_batch=4, **rates)
-    assert history[-1]["loss"] < history[0]["loss"] - 0.1
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.1
     moved = [not torch.equal(old, new) for old, new in zip(trunk, dual.trunk_parameters(), strict=True)]
     assert any(moved) == train_trunk
     assert all(torch.equal(value, statistics[name]) for name, value in dual.named_buffers())

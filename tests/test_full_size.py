@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 
 from helpers.captioner import Captioner
 from helpers.files import ROOT, read_json, write_json
-from helpers.loop import stage_settings
-from helpers.training import check, main
+from helpers.training import check, main, stage_settings
 from tests.tiny_clips import save_openai
 from tests.toy_language_models import save_family
 

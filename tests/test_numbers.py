@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from accelerate import Accelerator
 from helpers.captioner import Captioner, available
 from helpers.decoding import decode
 from helpers.files import CaptioningError
-from helpers.loop import OVERFLOWS, Watch, load_state, make_accelerator
+from helpers.loop import EXPLODED, OVERFLOWS, Guard, load_state, make_accelerator
 from helpers.losses import CrossEntropy
-from helpers.training import run_stage
+from helpers.training import EXPLODED_REWARD, run_stage
 from tests.toy_captioners import QUICK, small_model, small_run, world
 
 
@@ -72,10 +73,11 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, monkeypatc
 
 def test_a_healthy_loss_is_let_through(tmp_path) -> None:
     """The limit is far above what an untrained model, a smoothed loss or a self-critical one has."""
-    watch = Watch("cross_entropy", 3000, False, tmp_path / "none")
+    limit = EXPLODED * math.log(3000)
+    watch = Guard(limit, False, tmp_path / "none")
     for value in (8.0, 12.0, 60.0):
         watch.loss(torch.tensor(value), 0, 0, ["a.jpg"])
-    Watch("self_critical", 3000, False, tmp_path / "none").loss(torch.tensor(-300.0), 0, 0, ["a.jpg"])
+    Guard(EXPLODED_REWARD * limit, False, tmp_path / "none").loss(torch.tensor(-300.0), 0, 0, ["a.jpg"])
     with pytest.raises(CaptioningError, match="there is no checkpoint"):
         watch.loss(torch.tensor(81.0), 0, 0, ["a.jpg"])
 

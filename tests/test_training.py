@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import training
+from helpers import loop, training
 from helpers.decoding import decode
 from helpers.files import CaptioningError
-from helpers.loop import Average, load_mean, load_state, make_accelerator, parameter_groups, save_state, stage_settings
+from helpers.loop import Average, load_state, make_accelerator, parameter_groups, save_state
 from helpers.losses import CrossEntropy
 from helpers.metrics import evaluate
 from helpers.text import IGNORE, START, UNKNOWN, CaptionBatches
-from helpers.training import check, run_stage
+from helpers.training import check, load_mean, run_stage, stage_settings
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
 both_models = pytest.mark.parametrize("name", list(MODELS))
@@ -80,7 +80,7 @@ def test_two_processes_share_a_batch_without_overlap() -> None:
 
 def test_one_vector_becomes_a_grid_of_one_region() -> None:
     data = CaptionBatches(world("t"), [features("t", grid=False)], vocabulary(), start_id=START, end_id=2)
-    assert data.features(["t0.jpg", "t1.jpg"]).shape == (2, 1, 9)
+    assert next(data.epoch(0)).features.shape == (27, 1, 9)
 
 
 def test_views_are_mixed_and_always_of_the_same_images() -> None:
@@ -208,7 +208,7 @@ def test_four_images_are_learnt_by_heart(name: str) -> None:
         optimizer.step()
     assert (loss / tokens).item() < 0.01
     for method in ("greedy", "beam"):
-        groups = decode(model, data.features(list(references)), method)
+        groups = decode(model, next(data.in_order()).features, method)
         said = [words.decode(group[0].tokens) for group in groups]
         assert said == [words.decode(words.encode(c[0])) for c in references.values()]
         assert all(group[0].finished for group in groups)
@@ -270,8 +270,8 @@ def test_a_handful_of_dev_images_is_enough_to_train(tmp_path) -> None:
 
 def test_epochs_are_chosen_by_what_was_asked() -> None:
     row = {"dev_loss": 3.0, "BLEU-4": 0.1, "CIDEr": 0.4}
-    assert [training._merit(row, name) for name in ("CIDEr", "BLEU-4", "dev_loss")] == [0.4, 0.1, -3.0]
-    assert training._merit({"dev_loss": 3.0, "BLEU-4": 0.1}, "CIDEr") == 0.1
+    assert [loop.merit(row, name) for name in ("CIDEr", "BLEU-4", "dev_loss")] == [0.4, 0.1, -3.0]
+    assert loop.merit({"dev_loss": 3.0, "BLEU-4": 0.1}, "CIDEr") == 0.1
 
 
 def scripted(monkeypatch, values: list[float]) -> list[dict]:
@@ -304,12 +304,12 @@ def test_plateau_halves_the_rate(tmp_path, monkeypatch) -> None:
 
 def test_warm_up_and_cosine() -> None:
     settings = {"warmup_steps": 4, "schedule": "cosine"}
-    factors = [training._schedule(settings, step, 100) for step in range(101)]
+    factors = [loop.schedule(settings, step, 100) for step in range(101)]
     assert [factors[step] for step in (0, 50, 100)] == pytest.approx([0.25, 0.5, 0.0])
     assert max(factors) == factors[3] and all(a > b for a, b in zip(factors[3:], factors[4:], strict=False))
     assert factors[30] == pytest.approx(0.5 * (1 + math.cos(0.3 * math.pi)))
     with pytest.raises(CaptioningError, match="Unknown schedule 'cosin'.*'cosine'"):
-        training._schedule({"warmup_steps": 0, "schedule": "cosin"}, 0, 1)
+        loop.schedule({"warmup_steps": 0, "schedule": "cosin"}, 0, 1)
 
 
 def test_biases_do_not_decay() -> None:
@@ -365,7 +365,7 @@ def test_a_killed_run_ends_as_one_that_never_was(moment: str, tmp_path, monkeypa
         elif moment == "in the middle of an epoch":
             patch.setattr(CrossEntropy, "__call__", kill_after(2 * 5 + 1, CrossEntropy.__call__))
         else:
-            patch.setattr(training, "save_state", kill_after(3, training.save_state))
+            patch.setattr(loop, "save_state", kill_after(3, loop.save_state))
         with pytest.raises(Killed):
             run_stage(small_run(tmp_path / "killed", "ShowAttendTell", **DROPOUT), EVERYTHING, callback=callback)
     torch.manual_seed(99)  # another process has another random state
@@ -376,6 +376,36 @@ def test_a_killed_run_ends_as_one_that_never_was(moment: str, tmp_path, monkeypa
     assert resumed_from and len(history) == 4
     assert without_time(history) == without_time(expected)
     assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_run_that_is_done_says_so_and_trains_no_more(tmp_path, capsys) -> None:
+    first = run_stage(small_run(tmp_path), QUICK)
+    capsys.readouterr()
+    again = small_run(tmp_path)
+    assert run_stage(again, QUICK, callback=lambda row: pytest.fail("an epoch ran")) == first
+    assert "stage1-last.safetensors: already trained, 3 of 3 epochs." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "what", ["learning_rate was 0.01 and is 0.02", "train was '27 images.*and is '27 images", "seed was 0 and is 1",
+             "encoder was 'a 1' and is 'a 2'", "hidden"],
+)  # fmt: skip
+def test_a_state_made_from_something_else_is_refused_or_begun_anew(what: str, tmp_path) -> None:
+    def made(changed: bool) -> tuple:
+        run = small_run(tmp_path, **({"hidden": 8} if changed and what == "hidden" else {}))
+        run.made_from = {"encoder": "a 2" if changed and "encoder" in what else "a 1"}
+        run.seed = int(changed and "seed" in what)
+        if changed and "train" in what:  # one caption is corrected
+            run.train = {**run.train, "t0.jpg": ["A red hen runs.", run.train["t0.jpg"][1]]}
+        return run, {**QUICK, "learning_rate": 0.02 if changed and "rate" in what else 0.01}
+
+    run_stage(*made(False))
+    with pytest.raises(CaptioningError, match=f"made from something else: .*{what}.*--restart"):
+        run_stage(*made(True))
+    loop.begin_anew(tmp_path)
+    epochs = []
+    run_stage(*made(True), callback=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [1, 2, 3]
 
 
 def test_the_second_stage_starts_from_the_best_of_the_first(tmp_path) -> None:
@@ -528,7 +558,7 @@ def test_seeding_covers_all_three_generators() -> None:
     import random
 
     def draw() -> tuple:
-        training.seed_everything(5)
+        loop.seed_everything(5)
         return random.random(), float(np.random.rand()), torch.rand(1).item()
 
     assert draw() == draw()
