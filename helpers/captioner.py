@@ -54,11 +54,6 @@ PATHS = (str, os.PathLike)
 MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption could need
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the captioner without the wrapper that shares gradients among processes. Notebook 08, section 13."""
-    return getattr(model, "module", model)
-
-
 class Unfilled(TorchFunctionMode):
     """Leaves out random and constant values where a model is built without memory: asking for them there makes PyTorch
     import its compiler, which takes as long as all the rest. Notebook 00, section 3."""

@@ -21,8 +21,7 @@ from helpers.language_models import (
     save_language_model,
     train_tokenizer,
 )
-from helpers.pretraining import documents, pretrain
-from helpers.pretraining import train_language_model as train
+from helpers.pretraining import documents, pretrain, train
 from tests.toy_captioners import MEANINGS, world
 from tests.toy_language_models import FAMILIES, SHAPE, all_captions, pocket_gpt2, save_family
 
@@ -205,7 +204,7 @@ def test_a_configuration_makes_a_folder_that_can_be_loaded(tmp_path: Path) -> No
         lines += [f"{name},{caption},{'dev' if number > 3 else 'train'}" for caption in captions]
     (images / "captions.csv").write_text("\n".join(lines))
     config = {
-        "dataset": {"name": "folder", "data_dir": str(images)}, "model": SHAPE, "seed": 0,
+        "kind": "pocket-gpt2", "dataset": {"name": "folder", "data_dir": str(images)}, "model": SHAPE, "seed": 0,
         "training": {"epochs": 1, **QUICK}, "output": str(tmp_path / "out"),
     }  # fmt: skip
     write_json(tmp_path / "config.json", config)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import training as own_data
 from helpers.captioner import Captioner, load_checkpoint
 from helpers.files import CaptioningError, read_json
-from helpers.training import check_fit, fine_tuning, grow_vocabulary, prepare, train
+from helpers.training import check_fit, fine_tuning, grow_vocabulary, main, prepare, train
 
 WORDS = {"red": "a crimson xylograph panel", "green": "a verdant xylograph panel"}
 
@@ -101,11 +100,10 @@ def test_no_such_checkpoint_is_named() -> None:
         fine_tuning("cnn-lstn", {"name": "folder"}, "out")
 
 
-def test_the_command_writes_a_configuration(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert own_data.main([str(folder), "--start_from", "clipcap-mlp", "--output", str(tmp_path / "mine")]) == 0
-    assert "python -m helpers.training" in capsys.readouterr().out
-    config = read_json(tmp_path / "mine.json")
-    assert config["start_from"] == "clipcap-mlp" and config["dataset"]["data_dir"] == str(folder)
-    assert "vocabulary" not in config  # its tokens spell every word
-    assert own_data.main([str(tmp_path / "none"), "--output", str(tmp_path / "mine")]) == 1
-    assert "no folder" in capsys.readouterr().err
+def test_the_command_wants_a_configuration_or_all_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments in ([], ["config.json", "--output", "out"], ["--start_from", "cnn-lstm"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "--start_from, --data_dir and --output together" in capsys.readouterr().err
+    options = ["--start_from", "clipcap-mlp", "--data_dir", str(tmp_path / "none"), "--output", str(tmp_path / "mine")]
+    assert main(options) == 1 and "no folder" in capsys.readouterr().err
