@@ -136,29 +136,29 @@ def notebook(folder: str, log: str) -> dict:
 
 
 def fetch(folder: str, url: str, images: int) -> dict:
+    from helpers.datasets import read_flickr8k
     from helpers.download import RemoteFile, Source, fetch_dataset
 
-    source = Source("local", (RemoteFile("f.zip", (url,)),))
-    return {"files": digest(fetch_dataset("flickr8k", folder, [source], (images, 5)))}
+    source = Source("local", (RemoteFile("f.zip", url),))
+    return {"files": digest(fetch_dataset("flickr8k", folder, read_flickr8k, [source], (images, 5)))}
 
 
 def save(folder: str, first: int, count: int) -> dict:
     """Saves one checkpoint after the other into the same folder; what is in it tells the number."""
     import torch
 
-    from helpers import encoders
-    from helpers.captioner import save_checkpoint
+    from helpers import captioner
     from tests.test_features import Tiny
     from tests.toy_captioners import small_model
 
-    encoders.load_encoder = lambda name, device="cpu": Tiny()
+    captioner.load_encoder = lambda name, device="cpu": Tiny()
     model = small_model(hidden=256)
     for number in range(first, first + count):
         with torch.no_grad():
             for value in model.parameters():
                 value.fill_(number % 1000)
         config = {"name": "toy", "encoder": "tiny", "features": "grid"}
-        save_checkpoint(folder, model, config, {"number": number % 1000})
+        captioner.save_checkpoint(folder, model, config, {"number": number % 1000})
     return {}
 
 
