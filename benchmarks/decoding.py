@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.decoding import decode  # noqa: E402
-from helpers.language_models import GPT2, load_gpt2_weights  # noqa: E402
+from helpers.language_models import GPT2  # noqa: E402
 
 SHAPES = {
     "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
@@ -38,7 +38,7 @@ class Prefixed(ClipCap):
         """`theirs`: a GPT-2 of transformers, whose weights ours takes."""
         nn.Module.__init__(self)
         self.language_model, self.theirs = GPT2(theirs.config.to_dict()), [theirs]
-        load_gpt2_weights(self.language_model, theirs.state_dict())
+        self.language_model.load_weights(theirs.state_dict())
         self.language_model.to(theirs.dtype)
         self.end_id, self.tokenizer = theirs.config.eos_token_id, None
         self.config = {"tune": "full"}

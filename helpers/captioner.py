@@ -66,10 +66,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def build_model(name: str, options: dict) -> nn.Module:
-    """Returns a new model of class `name`. Raises CaptioningError on an unknown class, or options that do not fit it.
-
-    Notebook 08, section 12.
-    """
+    """Returns a new model. Raises CaptioningError on an unknown class or option. Notebook 08, section 12."""
     if name not in CLASSES:
         raise unknown_name("model class", name, CLASSES)
     try:
@@ -117,10 +114,7 @@ def available() -> list[str]:
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Returns the folder of a checkpoint, given a shipped name or a path. Raises CaptioningError when there is none.
-
-    Notebook 00, section 3.
-    """
+    """Returns the folder of a checkpoint, given a shipped name or a path. Notebook 00, section 3."""
     shipped = CHECKPOINTS / str(name)
     folder = shipped if Path(str(name)).name == str(name) and shipped.is_dir() else Path(name)
     if (folder / "config.json").is_file():
@@ -212,10 +206,8 @@ def _encoder_of(config: dict, device: str):
 
 
 def push_to_hub(checkpoint: str | Path, repository: str, private: bool = True) -> str:
-    """Uploads a checkpoint to the Hugging Face repository USER/NAME, made if need be; returns the commit's identity.
-
-    Raises CaptioningError when the checkpoint is not whole, or with the hub's reason. Notebook 08, section 11.
-    """
+    """Uploads a checkpoint to the Hugging Face repository USER/NAME; returns the commit's identity. Raises
+    CaptioningError when the checkpoint is not whole, or with the hub's reason. Notebook 08, section 11."""
     folder = checkpoint_folder(checkpoint)
     load_checkpoint(folder)
     _call_hub("create_repo", repo_id=repository, private=private, exist_ok=True)
@@ -224,9 +216,7 @@ def push_to_hub(checkpoint: str | Path, repository: str, private: bool = True) -
 
 def pull_from_hub(repository: str, revision: str | None = None) -> Path:
     """Returns the folder, in the hub's own cache, of the captioner in USER/NAME: `Captioner.load(pull_from_hub(...))`.
-
-    `revision`: a branch, tag or commit. Raises CaptioningError with the hub's reason. Notebook 08, section 11.
-    """
+    `revision`: a branch, tag or commit. Raises CaptioningError with the hub's reason. Notebook 08, section 11."""
     return Path(_call_hub("snapshot_download", repo_id=repository, revision=revision, allow_patterns=FILES))
 
 
@@ -345,10 +335,8 @@ def _photos(images: object) -> Iterator:
     if isinstance(images, (*PATHS, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read") or picture:
         images = [images]
     if isinstance(images, Mapping | Tensor) or not isinstance(images, Iterable):
-        raise CaptioningError(
-            f"Expected photos to caption, not {type(images).__name__}: a path, a folder, the bytes of an image file, "
-            "an open binary file, a PIL image, an array [height, width, 3] of uint8, or a list of these."
-        )
+        right = "a path, a folder, the bytes of an image file, an open binary file, a PIL image, an array of uint8"
+        raise CaptioningError(f"Expected photos to caption, not {type(images).__name__}: {right}, or a list of these.")
     return (photo for item in images for photo in (list_images(item) if isinstance(item, PATHS) else [item]))
 
 

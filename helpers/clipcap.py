@@ -20,9 +20,8 @@ from helpers.files import unknown_name
 from helpers.language_models import (
     GPT2,
     CaptionTokenizer,
-    configuration,
+    is_plain_gpt2,
     load_language_model,
-    new_language_model,
     read_on,
 )
 
@@ -91,6 +90,8 @@ class TransformerMapper(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x[:, -self.length :]  # [B, P, W]
+# With these a configuration makes transformers fetch and run code.
+CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
 TUNING = ("full", "none", "lora")
 
@@ -230,6 +231,24 @@ class ClipCap(nn.Module):
         """Reads the checkpoint's own tokenizer file."""
         plain = bool(self.config["language_model_config"].get("plain_captions"))
         self.tokenizer = CaptionTokenizer.load(path, self.end_id, plain)
+
+
+def new_language_model(config: dict) -> nn.Module:
+    """Returns an untrained language model of any configuration that transformers knows. Notebook 05, section 6."""
+    if is_plain_gpt2(config):
+        return GPT2(config)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    safe = {name: value for name, value in config.items() if not name.lstrip("_").startswith(CODE)}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**safe), trust_remote_code=False)
+
+
+def configuration(model: nn.Module) -> dict:
+    """Returns what `new_language_model` needs to build `model` again. Notebook 05, section 6."""
+    if isinstance(model, GPT2):
+        return model.config
+    shape = model.config
+    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
 
 
 class LowRank(nn.Module):

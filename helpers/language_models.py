@@ -23,8 +23,6 @@ from helpers.text import exact_logits, normalise
 
 END_TEXT = "<|endoftext|>"
 GROWTH = 16  # steps for which the cache is lengthened at once
-# With these a configuration makes transformers fetch and run code.
-CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
 USUAL = {  # entry of a configuration -> the values, first the default, that `GPT2` computes
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,), "tie_word_embeddings": (True,), "n_inner": (None,),
@@ -54,8 +52,7 @@ class Cache:
         past = self.seen.repeat_interleave(count, 1)  # [B, Q, S before]
         may_look = torch.cat([past, new.expand(B, -1, -1)], dim=2)
         self.seen = may_look[:, count - 1 :: count]  # the last token of a row sees all of the row
-        self.length += count
-        self.attentions = []
+        self.length, self.attentions = self.length + count, []
         return may_look
 
     def extend(self, layer: int, new: Tensor) -> Tensor:
@@ -92,8 +89,7 @@ class Projection(nn.Module):
     def __init__(self, config: dict, inputs: int, outputs: int, adds: bool = False):
         """`adds`: what comes out is added to the residual stream, of which there are two a layer."""
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.weight, self.bias = nn.Parameter(torch.empty(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
         deviation = config.get("initializer_range", 0.02)
         nn.init.normal_(self.weight, std=deviation / math.sqrt(2 * config["n_layer"]) if adds else deviation)
 
@@ -166,6 +162,12 @@ class GPT2(nn.Module):
         self.lm_head = nn.Linear(W, V, bias=False)
         self.lm_head.weight = words.weight  # one table for reading and for saying
 
+    def load_weights(self, tensors: dict[str, Tensor]) -> GPT2:
+        """Takes the weights of a `GPT2LMHeadModel`. Raises RuntimeError when they do not fit."""
+        named = {name: value.float() for name, value in tensors.items()}
+        self.load_state_dict({"lm_head.weight": named.get("transformer.wte.weight"), **named})
+        return self
+
     def get_input_embeddings(self) -> nn.Embedding:
         """Returns the table of word vectors [V, W]."""
         return self.transformer["wte"]
@@ -179,9 +181,8 @@ class GPT2(nn.Module):
         `logits_to_keep`: of each row only the logits of so many last positions (0: of all), which saves work.
         Raises CaptioningError when there are more positions than the model has.
         """
-        words = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds  # [N, T, W]
         positions = self.transformer["wpe"].weight
-        words = words.to(positions.dtype)
+        words = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds.to(positions.dtype)
         cache = Cache() if cache is None else cache
         N, T, W = words.shape
         first = cache.length
@@ -216,38 +217,11 @@ def is_plain_gpt2(config: dict) -> bool:
     return config.get("model_type") == "gpt2" and usual and all(isinstance(config.get(name), int) for name in sizes)
 
 
-def load_gpt2_weights(model: GPT2, tensors: dict[str, Tensor]) -> None:
-    """Fills `model` with the weights of a `GPT2LMHeadModel`. Raises RuntimeError when they do not fit.
-
-    Notebook 05, section 1.
-    """
-    named = {name: value.float() for name, value in tensors.items()}
-    model.load_state_dict({"lm_head.weight": named.get("transformer.wte.weight"), **named})
-
-
-def new_language_model(config: dict) -> nn.Module:
-    """Returns an untrained language model of any configuration that transformers knows. Notebook 05, section 6."""
-    if is_plain_gpt2(config):
-        return GPT2(config)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    safe = {name: value for name, value in config.items() if not name.lstrip("_").startswith(CODE)}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**safe), trust_remote_code=False)
-
-
-def configuration(model: nn.Module) -> dict:
-    """Returns what `new_language_model` needs to build `model` again. Notebook 05, section 6."""
-    if isinstance(model, GPT2):
-        return model.config
-    shape = model.config
-    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
-
-
 class CaptionTokenizer:
-    """Captions to a language model's token numbers and back, over a `tokenizers.Tokenizer`. Notebook 05, section 1.
+    """Captions to token numbers and back, over a `tokenizers.Tokenizer`. Notebook 05, section 1.
 
     `plain` captions are lower case without punctuation, as PocketGPT2 reads them; others keep their spelling, as a
-    language model that has read the web expects, each with a blank in front, as a word in running text has.
+    language model that has read the web expects. A blank stands in front, as before a word in running text.
     """
 
     def __init__(self, tokenizer, end_id: int, plain: bool):
@@ -286,21 +260,6 @@ class CaptionTokenizer:
             raise CaptioningError(f"{path} is not a tokenizer file: {error}.") from error
 
 
-def train_tokenizer(captions: Iterable[str], size: int = 4000):
-    """Returns a byte-level BPE tokenizer (Sennrich et al. 2016) trained on captions. Notebook 05, section 1."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END_TEXT], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator((" " + " ".join(normalise(caption)) for caption in captions), trainer)
-    return tokenizer
-
-
 def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
     """Returns (model, tokenizer) by name, in evaluation mode: `pocket-gpt2` (shipped), a folder, or any causal language
     model of the Hugging Face hub. Raises CaptioningError when it cannot be had. Notebook 05, section 1.
@@ -312,16 +271,13 @@ def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if is_plain_gpt2(config) and config.get("plain_captions"):  # our own, without the seconds of transformers
             tokenizer = CaptionTokenizer.load(folder / "tokenizer.json", config["eos_token_id"], plain=True)
-            model = GPT2(config)
-            load_gpt2_weights(model, load_file(folder / "model.safetensors"))
+            model = GPT2(config).load_weights(load_file(folder / "model.safetensors"))
         else:
             model, tokenizer = _by_transformers(name)
     except Exception as error:  # transformers, safetensors and tokenizers raise what they like on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CaptioningError(
-            f"The language model {name!r} cannot be loaded: {reason[:400]} Names: pocket-gpt2 (shipped), gpt2, "
-            "distilgpt2, a folder, or any causal language model of the hub."
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:400]
+        known = "pocket-gpt2 (shipped), gpt2, distilgpt2, a folder, or any causal language model of the hub"
+        raise CaptioningError(f"The language model {name!r} cannot be loaded: {reason} Names: {known}.") from error
     if tokenizer.end_id is None:
         raise CaptioningError(f"The tokenizer of {name!r} has no end-of-sequence token; a caption could never end.")
     return model.eval(), tokenizer
@@ -334,23 +290,20 @@ def _by_transformers(name: str) -> tuple[nn.Module, CaptionTokenizer]:
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     config = model.config.to_dict()
     if is_plain_gpt2(config):
-        tensors, model = model.state_dict(), GPT2(config)
-        load_gpt2_weights(model, tensors)
+        model = GPT2(config).load_weights(model.state_dict())
     plain = bool(config.get("plain_captions"))
     return model, CaptionTokenizer(tokenizer.backend_tokenizer, tokenizer.eos_token_id, plain)
 
 
 def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
-    """Returns (logits, cache) of a pass that goes on where `cache` ends (None: at the beginning).
-
-    inputs: `input_ids` or `inputs_embeds`, and `logits_to_keep`. transformers 5.24 gave the cache a new name in both
-    directions; this is the one place that knows. Notebook 05, section 1.
-    """
+    """Returns (logits, cache) of a pass over `inputs` (`input_ids` or `inputs_embeds`, `logits_to_keep`) that goes on
+    where `cache` ends (None: at the beginning). Notebook 05, section 2."""
     if isinstance(model, GPT2):
         out = model(cache=cache, **inputs)
         return out.logits, out.cache
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
+    # transformers 5.24 gave the cache a new name in both directions
     name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
     out = model(**inputs, **{name: cache}, use_cache=True)
     return out.logits, getattr(out, name)
@@ -360,8 +313,17 @@ def new_pocket_gpt2(
     captions: Iterable[str], vocabulary: int = 4000, width: int = 256, layers: int = 4, heads: int = 4,
     positions: int = 128,
 ) -> tuple[GPT2, CaptionTokenizer]:  # fmt: skip
-    """Returns an untrained GPT-2 of this shape with a tokenizer trained on the captions. Notebook 08, section 12."""
-    tokenizer = train_tokenizer(captions, vocabulary)
+    """Returns an untrained GPT-2 of this shape with a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al.
+    2019) that was trained on the captions. Notebook 08, section 12."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
+    options = {"special_tokens": [END_TEXT], "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, **options)
+    tokenizer.train_from_iterator((" " + " ".join(normalise(caption)) for caption in captions), trainer)
     end = tokenizer.token_to_id(END_TEXT)
     config = {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": tokenizer.get_vocab_size(),
@@ -372,18 +334,14 @@ def new_pocket_gpt2(
 
 
 def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
-    """Writes a GPT-2 in fp16 as Hugging Face's `save_pretrained` does, so that plain transformers calls load it.
-
-    Notebook 08, section 12.
-    """
+    """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 08, section 12."""
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
     del tensors["lm_head.weight"]  # the same table as wte
-    about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    about |= {"eos_token": END_TEXT, "bos_token": END_TEXT, "unk_token": END_TEXT}
+    about = dict.fromkeys(("eos_token", "bos_token", "unk_token"), END_TEXT)
     with whole_files(folder) as part:
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(part / "tokenizer.json")
-        write_json(part / "tokenizer_config.json", about)
+        write_json(part / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **about})
         write_json(part / "config.json", {**model.config, "dtype": "float16"})

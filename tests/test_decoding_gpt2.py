@@ -14,7 +14,7 @@ from helpers.clipcap import ClipCap
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
 from helpers.decoding import decode
 from helpers.files import CaptioningError
-from helpers.language_models import GPT2, GROWTH, Attention, is_plain_gpt2, load_gpt2_weights, read_on
+from helpers.language_models import GPT2, GROWTH, Attention, is_plain_gpt2, read_on
 
 WIDTH, END = 16, 0
 
@@ -29,7 +29,7 @@ class Prefixed(ClipCap):
         self.language_model, self.theirs, self.end_id, self.tokenizer = theirs, [theirs.eval()], END, None
         if is_plain_gpt2(config):
             self.language_model = GPT2(config)
-            load_gpt2_weights(self.language_model, theirs.state_dict())
+            self.language_model.load_weights(theirs.state_dict())
         self.config = {"tune": "full"}
 
     def prefix(self, features: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from helpers.captioner import Captioner, available, check, load_checkpoint, save_checkpoint
+from helpers.clipcap import new_language_model
 from helpers.files import CaptioningError, load_weights, sha256_file
-from helpers.language_models import load_language_model, new_language_model
+from helpers.language_models import load_language_model
 from helpers.text import Vocabulary
 from tests.toy_captioners import small_model
 

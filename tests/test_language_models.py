@@ -15,15 +15,13 @@ from helpers.language_models import (
     GPT2,
     CaptionTokenizer,
     is_plain_gpt2,
-    load_gpt2_weights,
     load_language_model,
     read_on,
     save_language_model,
-    train_tokenizer,
 )
 from helpers.pretraining import documents, pretrain, train
 from tests.toy_captioners import MEANINGS, world
-from tests.toy_language_models import FAMILIES, SHAPE, all_captions, pocket_gpt2, save_family
+from tests.toy_language_models import FAMILIES, SHAPE, pocket_gpt2, save_family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,13 +91,13 @@ def test_any_causal_model_loads_and_reads_embeddings_as_it_reads_words(folders, 
 
 
 def test_text_the_tokenizer_never_saw_survives_it() -> None:
-    tokenizer = CaptionTokenizer(train_tokenizer(all_captions(), 300), end_id=0, plain=False)
+    tokenizer = CaptionTokenizer(pocket_gpt2()[1].tokenizer, end_id=0, plain=False)
     for text in ("Zwölf Boxkämpfer!", "漢字 and 🐈", 'a "quoted" word'):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_plain_captions_lose_case_and_punctuation_and_others_keep_them() -> None:
-    raw = train_tokenizer(all_captions(), 300)
+    raw = pocket_gpt2()[1].tokenizer
     plain, full = (CaptionTokenizer(raw, 0, plain) for plain in (True, False))
     assert plain.encode("The RED dog, runs!") == plain.encode("the red dog runs")
     assert plain.decode(plain.encode("The RED dog, runs!")) == "the red dog runs"
@@ -109,7 +107,7 @@ def test_plain_captions_lose_case_and_punctuation_and_others_keep_them() -> None
 
 
 def test_decoding_stops_at_the_first_end() -> None:
-    tokenizer = CaptionTokenizer(train_tokenizer(all_captions(), 300), end_id=0, plain=True)
+    tokenizer = CaptionTokenizer(pocket_gpt2()[1].tokenizer, end_id=0, plain=True)
     dog, cat = tokenizer.encode("a dog"), tokenizer.encode("a cat")
     assert tokenizer.decode([*dog, 0, *cat]) == "a dog" and tokenizer.decode([0]) == ""
     assert tokenizer.decode(torch.tensor(dog)) == "a dog"
@@ -251,7 +249,7 @@ def test_our_gpt2_is_that_of_transformers() -> None:
     config = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=60, n_positions=40, eos_token_id=0, bos_token_id=0)
     theirs, ours = GPT2LMHeadModel(config).eval(), GPT2(config.to_dict()).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    load_gpt2_weights(ours, theirs.state_dict())
+    ours.load_weights(theirs.state_dict())
     ids = torch.randint(60, (3, 17))
     expected = theirs(input_ids=ids).logits
     torch.testing.assert_close(ours(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
@@ -259,13 +257,13 @@ def test_our_gpt2_is_that_of_transformers() -> None:
     with pytest.raises(CaptioningError, match="reads 40 positions"):
         ours(input_ids=torch.zeros(1, 41, dtype=torch.long))
     with pytest.raises(RuntimeError, match="ln_f.weight"):
-        load_gpt2_weights(ours, {n: v for n, v in theirs.state_dict().items() if "ln_f" not in n})
+        ours.load_weights({n: v for n, v in theirs.state_dict().items() if "ln_f" not in n})
 
 
 def test_gradients_and_dropout_are_those_of_transformers() -> None:
     config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=40, eos_token_id=0, bos_token_id=0)
     theirs, ours = GPT2LMHeadModel(config).eval(), GPT2(config.to_dict()).eval()
-    load_gpt2_weights(ours, theirs.state_dict())
+    ours.load_weights(theirs.state_dict())
     ids = torch.randint(60, (3, 17))
     for model in (theirs, ours):
         model(input_ids=ids).logits.log_softmax(-1)[:, :, 3].sum().backward()
