@@ -15,7 +15,6 @@ from helpers.files import CaptioningError
 from helpers.images import SUFFIXES, shown
 
 MAX_WORDS = 500  # of one caption; the longest of Flickr30k and COCO have fewer than 100
-MAX_FILE = 500_000_000  # bytes
 SPLITS = {"train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev",
           "validation": "dev", "test": "test", "testing": "test", "": ""}
 # As Flickr30k's copies and Hugging Face's metadata files call the two columns
@@ -80,15 +79,13 @@ def read_text(path: str | Path, faults: Faults | None = None) -> tuple[str, str]
     """Returns the text of a file, each line end a newline, and its encoding. A byte-order mark is left out.
 
     UTF-8; UTF-16 when a byte-order mark says so (Excel's "Unicode text"); else Windows-1252, as Excel writes a CSV in
-    western Europe, which is noted. Raises CaptioningError when the file is missing, not a regular file, too large, or
-    none of these. Notebook 01, section 1.
+    western Europe, which is noted. Raises CaptioningError when the file is missing, is none, or is in another
+    encoding. Notebook 01, section 1.
     """
     path = Path(path)
     try:
         if not path.is_file():  # before opening: a FIFO would wait for ever
             raise CaptioningError(f"There is no file {shown(path)}.")
-        if path.stat().st_size > MAX_FILE:
-            raise CaptioningError(f"{shown(path)} is larger than {MAX_FILE // 10**6} MB: not a caption file.")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise CaptioningError(f"Cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}.") from error
@@ -140,24 +137,24 @@ def checked_row(image: object, caption: object, split: object, where: str, fault
 def parse(path: Path, faults: Faults) -> list[Row]:
     """Returns the rows of a caption file of any kind; the name's ending and the first line tell which.
 
-    `.json`: Karpathy's; `.jsonl`: a JSON object a line; `.token`: Flickr's `image#n TAB caption`;
-    else a CSV, or Flickr30k's lines with bars. Raises CaptioningError when it is none of them. Notebook 01, section 2.
+    Karpathy's JSON, Hugging Face's JSON lines, Flickr's `image#n TAB caption`, Flickr30k's lines with bars, or a CSV.
+    Raises CaptioningError when it is none of them. Notebook 01, section 2.
     """
     if path.suffix == ".json":
-        return [row for _, row in parse_karpathy(path, faults)]
+        return [row for _, row in _parse_karpathy(path, faults)]
     if path.suffix == ".jsonl":
-        return parse_jsonl(path, faults)
+        return _parse_jsonl(path, faults)
     first = read_text(path)[0].split("\n", 1)[0]
     if path.name.endswith(".token.txt") or path.suffix == ".token":
-        return parse_lines(path, faults, r"([^\t]+?)#[0-9]+ *\t(.*)", "image#number<TAB>caption")
+        return _parse_lines(path, faults, r"([^\t]+?)#[0-9]+ *\t(.*)", "image#number<TAB>caption")
     if re.search(r"\|.*comment", first):
         # in the file as published the row of 2199200615.jpg number 4 lacks its second bar
-        return parse_lines(path, faults, r"([^|]*)\|\s*[0-9]+(?:\s*\||\s)(.*)", "image| number| caption", skip=1)
+        return _parse_lines(path, faults, r"([^|]*)\|\s*[0-9]+(?:\s*\||\s)(.*)", "image| number| caption", skip=1)
     return parse_csv(path, faults)
 
 
-def parse_lines(path: Path, faults: Faults, pattern: str, form: str, skip: int = 0) -> list[Row]:
-    """Returns the rows of a file with one caption a line; `pattern` finds image and caption. Notebook 01, section 2."""
+def _parse_lines(path: Path, faults: Faults, pattern: str, form: str, skip: int = 0) -> list[Row]:
+    """Returns the rows of a file with one caption a line; `pattern` finds image and caption."""
     rows = []
     for number, line in list(lines_of(path, faults))[skip:]:
         match = re.fullmatch(pattern, line, re.DOTALL)
@@ -217,11 +214,8 @@ def parse_csv(path: Path, faults: Faults) -> list[Row]:
     return rows
 
 
-def parse_jsonl(path: Path, faults: Faults) -> list[Row]:
-    """Returns the rows of Hugging Face's metadata.jsonl: an object with `file_name` and `text` a line.
-
-    Notebook 08, section 1.
-    """
+def _parse_jsonl(path: Path, faults: Faults) -> list[Row]:
+    """Returns the rows of Hugging Face's metadata.jsonl: an object with `file_name` and `text` a line."""
     rows = []
     for number, line in lines_of(path, faults):
         try:
@@ -236,11 +230,8 @@ def parse_jsonl(path: Path, faults: Faults) -> list[Row]:
     return rows
 
 
-def load_json(path: Path, *lists: str) -> list[list[dict]]:
-    """Returns the named lists of a JSON object in a file. Raises CaptioningError for anything else.
-
-    Notebook 01, section 1.
-    """
+def _load_json(path: Path, *lists: str) -> list[list[dict]]:
+    """Returns the named lists of the JSON object in a file. Raises CaptioningError for anything else."""
     try:
         value = json.loads(read_text(path)[0])
     except (ValueError, RecursionError, MemoryError) as error:
@@ -255,9 +246,9 @@ def _has(entry: dict, kind: type, *keys: str) -> bool:
     return all(type(entry.get(key)) is kind for key in keys)
 
 
-def parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
-    """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`. Notebook 01, section 1."""
-    images, annotations = load_json(path, "images", "annotations")
+def _parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
+    """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`."""
+    images, annotations = _load_json(path, "images", "annotations")
     names, rows = {}, []
     for number, entry in enumerate(images):
         if _has(entry, int, "id") and _has(entry, str, "file_name"):
@@ -276,13 +267,13 @@ def parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
     return rows
 
 
-def parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
+def _parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
     """Returns (COCO id or None, row) for each caption of a Karpathy `dataset_*.json` (Karpathy and Fei-Fei 2015).
 
-    An image without sentences has one row with the caption "", for its split. Notebook 01, section 1.
+    An image without sentences has one row with the caption "", for its split.
     """
     rows = []
-    for number, entry in enumerate(load_json(path, "images")[0]):
+    for number, entry in enumerate(_load_json(path, "images")[0]):
         where = f"images[{number}]"
         if not _has(entry, str, "filename", "split"):
             faults.add("no `filename` or no `split`", where)
@@ -295,36 +286,29 @@ def parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
     return rows
 
 
-def find(folder: Path, names: Iterable[str], needed: bool = True) -> list[Path]:
-    """Returns what the first of the names that is there stands for (a name with * for several).
-
-    Raises CaptioningError when it is needed and none is there. Notebook 01, section 1.
-    """
-    names = [name for name in names if name]
+def find(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Returns what the first name that is there stands for (with a * for several), or []. Notebook 01, section 1."""
     for name in names:
-        if found := sorted(folder.glob(name)) if "*" in name else [folder / name] * (folder / name).exists():
+        found = sorted(folder.glob(name)) if "*" in name else [folder / name]
+        if found and found[0].exists():
             return found
-    if needed:
-        raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
     return []
 
 
-def official_splits(
-    folder: Path, lists: Mapping[str, Iterable[str]], karpathy: str, faults: Faults
-) -> dict[str, str]:
+def official_splits(folder: Path, lists: Mapping[str, Iterable[str]], karpathy: str, faults: Faults) -> dict[str, str]:
     """Returns image -> split from the list files, or else from Karpathy's JSON file; empty when there are neither.
 
     Notebook 01, section 4.
     """
     splits: dict[str, str] = {}
     for split, names in lists.items():
-        for path in find(folder, names, needed=False):
+        for path in find(folder, names):
             for _, line in lines_of(path):
                 image = line.strip() if line.strip().lower().endswith(SUFFIXES) else f"{line.strip()}.jpg"
                 if splits.setdefault(image, split) != split:
                     faults.add(f"image in the lists {splits[image]!r} and {split!r}", image)
     if not splits and (folder / karpathy).is_file():
-        splits = {row.image: row.split for _, row in parse_karpathy(folder / karpathy, faults)}
+        splits = {row.image: row.split for _, row in _parse_karpathy(folder / karpathy, faults)}
     return splits
 
 
@@ -334,7 +318,7 @@ def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
     Notebook 01, section 1.
     """
     karpathy = folder / "dataset_coco.json"
-    official = parse_karpathy(karpathy, faults) if karpathy.is_file() else []
+    official = _parse_karpathy(karpathy, faults) if karpathy.is_file() else []
     if found == [karpathy]:
         place = "images/" if (folder / "images").is_dir() else ""
         return [row._replace(image=place + row.image) for _, row in official]
@@ -343,7 +327,7 @@ def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
         part = path.stem.removeprefix("captions_")  # train2014, val2017, ...
         place = next((f"{p}/" for p in (part, f"images/{part}", "images") if (folder / p).is_dir()), "")
         usual = "train" if part.startswith("train") else "dev" if part.startswith("val") else ""
-        for identity, row in parse_coco(path, faults):
+        for identity, row in _parse_coco(path, faults):
             split = by_id.get(identity, "") if official else usual
             rows.append(row._replace(image=place + row.image, split=split, where=f"{path.name} {row.where}"))
     return rows

@@ -196,7 +196,10 @@ def read_dataset(
     if not folder.is_dir():
         offer = f' Call load_dataset("{name}", download=True), or see data/README.md.' if name != "folder" else ""
         raise CaptioningError(f"There is no folder {shown(folder)} with the dataset {name!r}.{offer}")
-    found = [folder / csv] if csv else files.find(folder, (*layout.captions, layout.karpathy))
+    names = (csv,) if csv else tuple(filter(None, (*layout.captions, layout.karpathy)))
+    found = files.find(folder, names)
+    if not found:
+        raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
     faults = Faults(folder if name == "coco" else found[0], lenient=name != "folder")
     if name == "coco":
         rows, splits = files.coco_rows(folder, found, faults), {}
@@ -211,20 +214,22 @@ def read_dataset(
     if not places:
         raise CaptioningError(f"{shown(folder)} holds none of {', '.join(layout.images)}. See data/README.md.")
     images = max(places, key=lambda place: len(keys & set(map(match_key, names_in(place, keys)))))
-    return make_dataset(name, rows, images, faults, splits, seed, layout.parts, missing)
+    dataset = _checked(name, rows, images, faults, splits, missing)
+    if not dataset.table["split"].any():
+        dataset.table = split_by_image(dataset.table, seed, layout.parts)
+        drawn = f"No split is given: split at random by image with seed {seed}."
+        few = "Fewer than three images: all are in train, and there is no dev or test split."
+        dataset.notes.append(drawn if len(dataset.images()) >= 3 else few)
+    return dataset
 
 
 read_flickr8k, read_folder = (functools.partial(read_dataset, name) for name in ("flickr8k", "folder"))
 
 
-def make_dataset(
-    name: str, rows: list[Row], images: Path, faults: Faults, splits: Mapping[str, str], seed: int,
-    parts: tuple[float, float, float], missing: str,
+def _checked(
+    name: str, rows: list[Row], images: Path, faults: Faults, splits: Mapping[str, str], missing: str
 ) -> Dataset:
-    """Returns the checked Dataset; raises every fault of the files and of their match at once.
-
-    `splits` names each image's split; where it is empty the rows do. Notebook 01, section 2.
-    """
+    """Returns the Dataset, or raises all faults at once. `splits` names each image's split; else the rows do."""
     if missing not in ("raise", "skip"):
         raise unknown_name("value of missing", missing, ["raise", "skip"])
     notes, names = [], {row.image for row in rows}
@@ -276,12 +281,8 @@ def make_dataset(
     if table.empty:
         raise CaptioningError(f"{faults.source} has no captions{' of images that are here' * bool(skipped)}.")
     table["split"] = table["image"].map(lambda image: splits.get(image, ""))
-    if not splits:
-        table = split_by_image(table, seed, parts)
-        few = "Fewer than three images: all are in train, and there is no dev or test split."
-        drawn = f"No split is given: split at random by image with seed {seed}."
-        notes.append(few if table["image"].nunique() < 3 else drawn)
-    elif outside := table.loc[table["split"] == "", "image"].nunique():
+    outside = table.loc[table["split"] == "", "image"].nunique()
+    if splits and outside:
         notes.append(f"{outside:,} images are in no split list and are left out of the splits.")
     if repeated := int(table.duplicated(["image", "caption"]).sum()):
         notes.append(f"{repeated:,} rows repeat a caption of the same image (kept).")

@@ -255,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m helpers.evaluate", description="Score a captioner on a dataset split.")
     p.add_argument("--dataset", default="pocket", help="pocket (default), flickr8k, flickr30k, coco or folder")
     p.add_argument("--data_dir", metavar="DIR", help="where the dataset is; a folder may hold only some splits")
+    p.add_argument("--allow_missing", action="store_true", help="leave out images that are not there")
     p.add_argument("--split", default="dev", help="train, dev (default) or test")
     p.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/, or its folder")
     p.add_argument("--metrics", nargs="+", metavar="NAME", help=f"of {', '.join(METRICS)}")
@@ -277,7 +278,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Notebook 07, section 9.
     """
-    dataset, split = load_dataset(arguments.dataset, arguments.data_dir), arguments.split
+    missing, split = "skip" if arguments.allow_missing else "raise", arguments.split
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, missing=missing)
     references = dataset.references(split)
     for note in dataset.notes:
         print(f"{dataset.name}: {note}", file=sys.stderr)
