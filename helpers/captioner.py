@@ -49,7 +49,7 @@ ENTRIES = {"format": int, "name": str, "class": str, "tokenizer": str}  # of con
 ENTRIES |= {"options": dict, "encoder": dict, "decoding": dict, "sha256": dict}
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
 FILES = ["config.json", "model.safetensors", *TOKENIZERS, "training.json", "README.md"]  # that go to the hub
-SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "include"}
+SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "constraint"}
 PATHS = (str, os.PathLike)
 MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption could need
 
