@@ -23,10 +23,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """One caption: the image's name, the caption, its split ("" when the file names none), and its line.
-
-    Notebook 01, section 2.
-    """
+    """One caption; `split` is "" when the file names none, `where` is its line. Notebook 01, section 2."""
 
     image: str
     caption: str
@@ -296,10 +293,7 @@ def find(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def official_splits(folder: Path, lists: Mapping[str, Iterable[str]], karpathy: str, faults: Faults) -> dict[str, str]:
-    """Returns image -> split from the list files, or else from Karpathy's JSON file; empty when there are neither.
-
-    Notebook 01, section 4.
-    """
+    """Returns image -> split from the list files, else from Karpathy's JSON, else nothing. Notebook 01, section 4."""
     splits: dict[str, str] = {}
     for split, names in lists.items():
         for path in find(folder, names):
@@ -313,10 +307,7 @@ def official_splits(folder: Path, lists: Mapping[str, Iterable[str]], karpathy: 
 
 
 def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
-    """Returns the rows of COCO's captions_*.json; Karpathy's splits are matched by id, so that they serve 2017 too.
-
-    Notebook 01, section 1.
-    """
+    """Returns the rows of COCO's captions_*.json; Karpathy's splits match by id, 2017 too. Notebook 01, section 1."""
     karpathy = folder / "dataset_coco.json"
     official = _parse_karpathy(karpathy, faults) if karpathy.is_file() else []
     if found == [karpathy]:
@@ -334,10 +325,7 @@ def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
 
 
 def names_in(folder: Path, names: Iterable[str] = ()) -> set[str]:
-    """Returns the files in `folder`, and in the folders below it that `names` lead to, relative to it.
-
-    One listing, not a look-up an image: fast on a mounted drive. Notebook 08, section 1.
-    """
+    """Returns what is in `folder`, and in folders below it that `names` lead to. Notebook 08, section 1."""
     ways = {match_key(name).rpartition("/")[0] + "/" for name in names}
     found = set()
     for place, folders, inside in os.walk(folder, followlinks=True):

@@ -1,7 +1,4 @@
-"""Image-caption datasets by name: every layout becomes one table with the columns image, caption and split.
-
-And the report on what such a table holds and what is wrong with it. Shapes: N images.
-"""
+"""Image-caption datasets by name: each layout becomes one table with the columns image, caption and split."""
 
 from __future__ import annotations
 
@@ -11,19 +8,17 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from helpers import caption_files as files
 from helpers.caption_files import SPLITS, Faults, Row, match_key, names_in
 from helpers.download import fetch_dataset
-from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, usable_cores, writing
-from helpers.images import SUFFIXES, near_duplicates, open_image, perceptual_hash, shown
+from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, writing
+from helpers.images import SUFFIXES, examine, near_duplicates, shown
 from helpers.text import normalise, without_blanks
 from pocket_scenes import scenes
 
@@ -51,9 +46,8 @@ class Dataset:
         if self.table.empty:
             raise CaptioningError(f"The dataset {self.name!r} has no captions.")
         pairs = self.table.drop_duplicates(["image", "split"])["image"]
-        if pairs.duplicated().any():
-            image = shown(min(pairs[pairs.duplicated()]))
-            raise CaptioningError(f"In {self.name!r} images are in two splits, such as {image}.")
+        for image in pairs[pairs.duplicated()]:
+            raise CaptioningError(f"In {self.name!r} images are in two splits, such as {shown(image)}.")
 
     def splits(self) -> list[str]:
         """Returns the splits that have images: train, dev, test, in this order."""
@@ -99,8 +93,7 @@ class Dataset:
         if rows.empty:
             present = ", ".join(f"{name} ({self.table.image[self.table.split == name].nunique():,} images)"
                                 for name in self.splits()) or "no split at all"
-            where = shown(self.image_dir.parent)
-            raise CaptioningError(f"{self.name!r} in {where} has no {known!r} split; it has {present}.")
+            raise CaptioningError(f"{self.name!r} in {shown(self.image_dir)} has no {known!r} split; it has {present}.")
         return rows
 
 
@@ -109,9 +102,8 @@ def split_by_image(
 ) -> pd.DataFrame:
     """Returns a copy of `table` with a new `split`: whole images drawn at random, train, dev and test as in `parts`.
 
-    All captions of an image fall into one split. The same images and seed give the same split whatever the order of the
-    rows. From three images on every split with a part above zero gets at least one; fewer all go to train.
-    Notebook 01, section 4.
+    The same images and seed give the same split whatever the order of the rows. From three images on every split with a
+    part above zero gets at least one; fewer all go to train. Notebook 01, section 4.
     """
     images = sorted(set(table["image"]))
     random.Random(seed).shuffle(images)
@@ -160,8 +152,7 @@ def load_dataset(
 
     `data_dir` is where its files lie (data/NAME if not given; for "folder" it must be). "pocket" is generated on first
     use into the cache folder, with `options` images, size and seed; else options go to `read_dataset`. With `download`,
-    files that are not there are fetched. Raises CaptioningError when the name is unknown, or files are missing or
-    faulty (all faults in one message). Notebook 01, section 2.
+    absent files are fetched. Raises CaptioningError on an unknown name or faulty files. Notebook 01, section 2.
     """
     if name not in LAYOUTS:
         raise unknown_name("dataset", name, LAYOUTS)
@@ -187,15 +178,13 @@ def read_dataset(
 ) -> Dataset:
     """Returns the dataset in `folder`, in the layout `name` of LAYOUTS. Raises as `load_dataset` does.
 
-    `csv` names the caption file where there are several. Splits come from the list files, Karpathy's file, or the rows
-    themselves; without any the images are split at random (`seed`). In a folder of one's own a fault stops the reader;
-    in a published file empty captions and control characters are mended and noted. `missing="skip"` leaves out images
-    that are not there, counted and said. Notebook 01, section 2.
+    `csv` names the caption file where there are several. Splits come from lists, Karpathy's file, or the rows; without
+    any they are drawn (`seed`). A fault in one's own file stops the reader; in a published one empty captions and
+    control characters are mended. `missing="skip"` leaves out absent images and says so. Notebook 01, section 2.
     """
     folder, layout = Path(folder), LAYOUTS[name]
     if not folder.is_dir():
-        offer = f' Call load_dataset("{name}", download=True), or see data/README.md.' if name != "folder" else ""
-        raise CaptioningError(f"There is no folder {shown(folder)} with the dataset {name!r}.{offer}")
+        raise CaptioningError(f"There is no folder {shown(folder)}. data/README.md says how to fetch a dataset.")
     names = (csv,) if csv else tuple(filter(None, (*layout.captions, layout.karpathy)))
     found = files.find(folder, names)
     if not found:
@@ -261,9 +250,9 @@ def _checked(
         if row.image in NEVER_PUBLISHED or missing == "skip":
             skipped.add(row.image)
         else:
-            hint = nearly.get(match_key(row.image).casefold()) or nearly.get(match_key(row.image + ".jpg").casefold())
-            faults.add(f"captions for an image that is not in {shown(images)}",
-                       f"{row.image}, {row.where}" + (f"; there is {hint}" if hint else ""))
+            hint = nearly.get(match_key(row.image).casefold())
+            hint = f"; there is {hint}" if hint else ""
+            faults.add(f"captions for an image that is not in {shown(images)}", f"{row.image}, {row.where}{hint}")
     for split in ORDER:
         listed = {image for image, its in splits.items() if its == split}
         if listed and not listed & captioned:
@@ -289,19 +278,18 @@ def _checked(
     if bare := sorted(image for image in present - captioned if image.lower().endswith(SUFFIXES)):
         some = ", ".join(map(shown, bare[:5])) + ", ..." * (len(bare) > 5)
         notes.append(f"{len(bare):,} images have no caption: {some}")
-    advice = without_blanks(table["caption"].head(1000))
-    return Dataset(name, table, images, notes + [advice] * bool(advice))
+    notes += filter(None, [without_blanks(table["caption"].head(1000))])
+    return Dataset(name, table, images, notes)
 
 
 @dataclass
 class Report:
     """What a dataset holds, and what is wrong with it. `notes`: those of the reader. Notebook 01, section 5.
 
-    `counts`: a row a split (and "all"): images, captions, captions_per_image (mean), fewest, most, words (mean),
-    longest, vocabulary (distinct words), new_words (share of words that train does not have, 0 to 1), repeated
-    (captions that occur again in the split). `findings`: kind, image, detail. The kinds: "missing", "unreadable", "few
-    captions", "near-duplicate" (of an image in another split: it makes scores look better than they are), "repeated
-    image" (the same within a split).
+    `counts`: a row a split (and "all"); vocabulary: distinct words; new_words: the share that train does not have, 0 to
+    1; repeated: captions that occur again in the split. `findings`: kind, image, detail. The kinds: "missing",
+    "unreadable", "few captions", "near-duplicate" (of an image in another split: scores look better than they are),
+    "repeated image" (the same within a split).
     """
 
     name: str
@@ -347,20 +335,8 @@ def _counts(rows: pd.DataFrame, known: set[str]) -> dict[str, float]:
 
 
 def _image_findings(dataset: Dataset) -> list[tuple[str, str, str]]:
-    def examine(image: str) -> np.ndarray | tuple[str, str, str]:
-        path = dataset.path(image)
-        if not path.exists():
-            return "missing", image, f"there is no file {shown(path)}"
-        try:
-            return perceptual_hash(open_image(path))
-        except CaptioningError as error:
-            return "unreadable", image, str(error)
-
     split_of = dict(zip(dataset.table["image"], dataset.table["split"], strict=True))
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(tqdm(pool.map(examine, split_of), total=len(split_of), desc="images", leave=False))
-    found = [result for result in results if isinstance(result, tuple)]
-    hashes = {image: result for image, result in zip(split_of, results, strict=True) if not isinstance(result, tuple)}
+    found, hashes = examine({image: dataset.path(image) for image in split_of})
     names = list(hashes)
     for one, other, distance in near_duplicates(np.stack(list(hashes.values()))) if hashes else ():
         splits = split_of[names[one]] or "no split", split_of[names[other]] or "no split"

@@ -7,14 +7,16 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
 
-from helpers.files import CaptioningError
+from helpers.files import CaptioningError, usable_cores
 
 MAX_PIXELS = 64_000_000  # above the 50-megapixel phones; 64 million pixels are 192 MB once decoded to RGB
 MAX_SIDE = 65_535  # as in JPEG; WebP and PNG can declare threads of millions of pixels
@@ -267,3 +269,23 @@ def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> list[tuple[int, int
         distance = (256 - signs[start:start + 256] @ signs.T) / 2
         pairs += [(int(start + i), int(j), int(distance[i, j])) for i, j in np.argwhere(distance <= near)]
     return sorted((pair for pair in pairs if pair[0] < pair[1]), key=lambda pair: (pair[2], pair[:2]))
+
+
+def examine(paths: Mapping[str, Path]) -> tuple[list[tuple[str, str, str]], dict[str, np.ndarray]]:
+    """Returns ("missing" or "unreadable", name, why) for images that cannot be opened, and name -> hash for the others.
+
+    On all cores. Notebook 01, section 5.
+    """
+
+    def hash_or_reason(path: Path) -> np.ndarray | tuple[str, str]:
+        if not path.exists():
+            return "missing", f"there is no file {shown(path)}"
+        try:
+            return perceptual_hash(open_image(path))
+        except CaptioningError as error:
+            return "unreadable", str(error)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        results = list(tqdm(pool.map(hash_or_reason, paths.values()), total=len(paths), desc="images", leave=False))
+    faults = [(result[0], name, result[1]) for name, result in zip(paths, results, strict=True) if len(result) == 2]
+    return faults, {name: result for name, result in zip(paths, results, strict=True) if len(result) != 2}
