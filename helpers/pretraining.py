@@ -41,7 +41,7 @@ GENTLE = {"learning_rate": 1e-5, "trunk_learning_rate": 1e-6}  # a pretrained CL
 
 @dataclass
 class Chosen:
-    """The images of a batch and what belongs to them."""
+    """The images of a batch and what belongs to them. Notebook 04, section 8."""
 
     images: list[str]
     given: tuple
@@ -55,6 +55,7 @@ class Batches:
     """Shuffled batches for `loop.fit`; the last incomplete one is dropped unless it is the only one.
 
     make(names, chance) gives what a batch holds. Epoch `e` of seed `s` is the same after every restart.
+    Notebook 04, section 8.
     """
 
     def __init__(self, names: Sequence[str], size: int, seed: int, make: Callable[[list[str], random.Random], tuple]):
@@ -384,6 +385,7 @@ def train(config: dict | str | Path, callback: Callable[[dict], None] = print, r
 
 @command
 def main(arguments: list[str] | None = None) -> None:
+    """Pretrains, or tunes a CLIP, as a configuration says. Notebook 04, section 8."""
     parser = argparse.ArgumentParser(prog="python -m helpers.pretraining", description="Pretrain, or tune a CLIP.")
     parser.add_argument("config", help="a JSON configuration")
     parser.add_argument("--restart", action="store_true", help="begin anew where an earlier run would go on")

@@ -409,6 +409,7 @@ def grow_vocabulary(model: nn.Module, captions: Iterable[str], min_count: int = 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
+    """Trains a captioner, or fine-tunes one on a folder of photos. Notebook 08, section 11."""
     parser = argparse.ArgumentParser(prog="python -m helpers.training", description="Train a captioner.")
     parser.add_argument("config", nargs="?", help="a JSON configuration; or fine-tune with the next three options")
     parser.add_argument("--start_from", help="a captioner in data/checkpoints/, or its folder")
