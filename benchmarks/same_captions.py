@@ -6,8 +6,6 @@
 Exit status 1 when a caption differs, or a log-probability by more than the tolerance.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -31,8 +29,7 @@ def measure() -> dict[str, dict[str, list]]:
     return out
 
 
-def differences(before: dict, after: dict) -> list[str]:
-    """Returns one line for each candidate that is not as it was."""
+def differences(before: dict, after: dict) -> list[str]:  # one line for each candidate that is not as it was
     lines = []
     for model in sorted(before.keys() | after.keys()):
         old, new = before.get(model, {}), after.get(model, {})
@@ -40,8 +37,8 @@ def differences(before: dict, after: dict) -> list[str]:
             pairs = zip(old.get(photo, [["nothing", 0.0]]), new.get(photo, [["nothing", 0.0]]), strict=False)
             for place, ((old_text, old_value), (new_text, new_value)) in enumerate(pairs):
                 if old_text != new_text or abs(old_value - new_value) > TOLERANCE:
-                    was, now = f"{old_text!r} {old_value:.4f}", f"{new_text!r} {new_value:.4f}"
-                    lines.append(f"{model} {photo} candidate {place + 1}: {was} -> {now}")
+                    change = f"{old_text!r} {old_value:.4f} -> {new_text!r} {new_value:.4f}"
+                    lines.append(f"{model} {photo} candidate {place + 1}: {change}")
     return lines
 
 

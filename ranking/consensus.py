@@ -3,9 +3,9 @@
 Devlin et al. (2015, "Exploring Nearest Neighbor Approaches for Image Captioning") and Mao et al. (2015, "Learning like
 a Child") compare each candidate with the captions of the nearest training photos. Here nobody's captions are kept:
 anchors among the photos hold the mean n-grams of the photos around each, rare n-grams left out. Photos are compared by
-an encoder that never read the captions, since one that did remembers the training photos, see `helpers.rerank`.
+an encoder that never read the captions, since one that did remembers the training photos, see `ranking.rerank`.
 
-    python -m helpers.consensus --dataset flickr8k --data_dir DIR
+    python -m ranking.consensus --dataset flickr8k --data_dir DIR
 
 Shapes: B photos, D width of the encoder, E width in which photos are compared, A anchors, M n-grams kept an anchor, F
 different n-grams, P training photos.
@@ -115,7 +115,7 @@ class Consensus:
         if not file.is_file():
             raise CaptioningError(
                 f"{folder} has no {FILE}, so candidates cannot be ranked by consensus. Set consensus_weight to 0, or "
-                "make the file: python -m helpers.consensus --help."
+                "make the file: python -m ranking.consensus --help."
             )
         if sha256_file(file) != read_json(folder / "config.json")["sha256"].get(FILE):
             raise CaptioningError(f"{file} is not the file that config.json was written with. Fetch both again.")
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ranking.rerank import FROZEN, FROZEN_KIND
 
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.consensus", description="Write the consensus of a dataset's training captions."
+        prog="python -m ranking.consensus", description="Write the consensus of a dataset's training captions."
     )
     parser.add_argument("--dataset", default="flickr8k")
     parser.add_argument("--data_dir")

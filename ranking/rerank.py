@@ -44,12 +44,12 @@ def rerank(
     seen: Sequence[Seen | None] = (),
 ) -> list[list]:
     """Returns the groups of Hypothesis, each sorted anew by score + `clip_weight` * cosine of image and caption
-    + `consensus_weight` * what `helpers.consensus.Consensus.score` gives the caption + `tag_weight`, if the caption
+    + `consensus_weight` * what `ranking.consensus.Consensus.score` gives the caption + `tag_weight`, if the caption
     says what is `seen` in the image - `flaw_weight` for each flaw that `flaws` counts.
 
     captions: the K texts of each image's candidates. vectors: [B, E], the images in the joint space; frozen: [B, D],
     the images as the frozen encoder sees them; each is needed for its own weight. seen: one entry an image, from
-    `helpers.tags.find_tags`. The score is near a mean log-probability a token (see `length_penalty`), the cosine
+    `ranking.tags.find_tags`. The score is near a mean log-probability a token (see `length_penalty`), the cosine
     between -1 and 1: at a weight of 2 a difference of 0.1 in cosine counts as much as one of 0.2 in the score. Each
     hypothesis carries the new score.
     """

@@ -2,8 +2,8 @@
 
 A captioner trained on a few thousand photos says what it has read most often: to it, a sheep is a dog. The classifier
 that its encoder began as has seen a thousand kinds of things, a thousand photos of each. Where it is sure and the best
-caption does not say so, candidates that do are searched for (`helpers.constrained`) and ranked with the others
-(`tag_weight` in `helpers.rerank`), as in Anderson et al. (2017).
+caption does not say so, candidates that do are searched for (`ranking.constrained`) and ranked with the others
+(`tag_weight` in `ranking.rerank`), as in Anderson et al. (2017).
 
 Shapes: B images, 1000 classes of ImageNet-1k in their usual order.
 """
@@ -51,7 +51,7 @@ def _tag(words: str, *classes: int | range) -> Tag:
     numbers = {n for part in classes for n in ([part] if isinstance(part, int) else part)}
     return Tag(tuple(words.split()), frozenset(numbers))
 # Which kinds are in: animals, since none but dogs are common in Flickr8k, and things that people mention when they are
-# there: `python -m helpers.tags --data_dir DIR` prints how often. Kinds that the classifier often imagines (a unicycle,
+# there: `python -m ranking.tags --data_dir DIR` prints how often. Kinds that the classifier often imagines (a unicycle,
 # a snorkel, a balance beam) are out.
 ANIMALS = [
     _tag("dog dogs puppy puppies poodle dalmatian greyhound greyhounds", range(151, 269)),
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ranking.rerank import FROZEN, FROZEN_KIND
 
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.tags", description="Print how often people say what the classifier is sure of."
+        prog="python -m ranking.tags", description="Print how often people say what the classifier is sure of."
     )
     parser.add_argument("--dataset", default="flickr8k")
     parser.add_argument("--data_dir")

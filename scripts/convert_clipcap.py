@@ -55,22 +55,14 @@ def convert(
     given = clip.features(clip.prepare(Image.new("RGB", (32, 32)))[None], kind).shape[-1]
     if given != width:
         raise CaptioningError(f"{path} reads {width} numbers an image, and {encoder} gives {given}. Name another CLIP.")
-    config = {
-        "name": name or Path(folder).name,
-        "encoder": encoder,
-        "features": kind,
-        "decoding": DECODING,
-        "note": f"Converted from {Path(path).name} of github.com/rmokady/CLIP_prefix_caption.",
-    }
-    return save_checkpoint(folder, model, config)
+    config = {"name": name or Path(folder).name, "encoder": encoder, "features": kind, "decoding": DECODING}
+    note = f"Converted from {Path(path).name} of github.com/rmokady/CLIP_prefix_caption."
+    return save_checkpoint(folder, model, config | {"note": note})
 
 
 def read_model(path: str | Path, language_model: str = "gpt2") -> ClipCap:
-    """Returns a ClipCap with the official weights in `path`, in evaluation mode.
-
-    It is of the kind "none" when the language model in the file is the one called `language_model`, weight for weight,
-    and of the kind "full" otherwise. Nothing but tensors is read from the file.
-    """
+    """Returns a ClipCap with the official weights in `path`, in evaluation mode: of the kind "none" when the language
+    model in the file is the one called `language_model`, weight for weight, and of the kind "full" otherwise."""
     weights = load_weights(path)
     mapper = {_our_name(n): v for n, v in weights.items() if n.startswith("clip_project.")}
     reader = {n.removeprefix("gpt."): v for n, v in weights.items() if n.startswith("gpt.") and not n.endswith(MASKS)}
@@ -88,8 +80,8 @@ def read_model(path: str | Path, language_model: str = "gpt2") -> ClipCap:
     if not reader or _same(model.language_model.state_dict(), reader):
         model = ClipCap(**options, tune="none")
     else:
-        _load(model.language_model, reader, f"the language model in {path}", language_model)
-    _load(model.mapper, mapper, f"the mapper in {path}", language_model)
+        _load(model.language_model, reader, f"The language model in {path}", language_model)
+    _load(model.mapper, mapper, f"The mapper in {path}", language_model)
     stops = model.tokenizer.tokenizer.encode(END, add_special_tokens=False).ids
     model.end_id = model.tokenizer.end_id = model.config["end_id"] = stops[0]
     return model.eval()
@@ -109,9 +101,8 @@ def _mlp_options(mapper: dict[str, Tensor], reader: dict[str, Tensor], path: str
         raise CaptioningError(f"{path}: the MLP mapper has other layers than the official one: {sorted(mapper)}.")
     hidden, feature_width = mapper["model.0.weight"].shape
     length = len(mapper["model.2.weight"]) // words.shape[1]  # P * W rows
-    return {
-        "feature_width": feature_width, "mapper": "mlp", "mapper_options": {"hidden": hidden}, "prefix_length": length,
-    }  # fmt: skip
+    options = {"mapper_options": {"hidden": hidden}, "prefix_length": length}
+    return {"feature_width": feature_width, "mapper": "mlp", **options}
 
 
 def _transformer_options(mapper: dict[str, Tensor], path: str | Path) -> dict:
@@ -134,14 +125,11 @@ def _load(module: nn.Module, weights: dict[str, Tensor], what: str, language_mod
     try:
         missing, unexpected = module.load_state_dict({n: v.float() for n, v in weights.items()}, strict=False)
     except RuntimeError as error:  # another shape
-        raise CaptioningError(
-            f"{what[0].upper()}{what[1:]} does not fit {language_model!r}: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        reason = str(error).splitlines()[-1].strip()
+        raise CaptioningError(f"{what} does not fit {language_model!r}: {reason}") from error
     missing = [n for n in missing if n != "lm_head.weight"]  # GPT-2's last layer is its first
     if missing or unexpected:
-        raise CaptioningError(
-            f"{what[0].upper()}{what[1:]} is not what was expected: missing {missing[:3]}, not known {unexpected[:3]}."
-        )
+        raise CaptioningError(f"{what} is not as expected: missing {missing[:3]}, not known {unexpected[:3]}.")
 
 
 @command
