@@ -75,10 +75,10 @@ def choose() -> dict[str, Any]:
         "Drop photos here, or choose them", accept_multiple_files=True, key=f"uploads-{state.round}",
         help="JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF",
     )  # fmt: skip
-    with st.container(horizontal=True, gap="small", key="samples"):
+    with st.container(horizontal=True, wrap=False, gap="small", key="samples"):
         for path, (text, picture) in sample_photos().items():
-            with st.container(width=104, gap=None):
-                st.image(picture, width=104, alt="")  # the button below it has the name
+            with st.container(width=120, gap=None):
+                st.image(picture, width=120, alt="")  # the button below it has the name
                 if st.button(path.stem, key=f"pick-{path.stem}", help=text, width="stretch"):
                     state.samples = [path, *(other for other in state.samples if other != path)]
     return {str(path): path for path in state.samples} | {upload.file_id: upload for upload in uploads}

@@ -65,6 +65,7 @@ def main(folder: str = str(ROOT / "docs")) -> None:
         tab.goto(address)
         tab.get_by_role("button", name="dog", exact=True).click()
         tab.get_by_role("button", name="Download all as CSV").wait_for()
+        tab.mouse.move(5, 5)
         tab.wait_for_timeout(1500)  # until pictures are drawn and the tooltip is gone
         tab.screenshot(path=target)
     Image.open(target).convert("RGB").quantize(256).save(target, optimize=True)
