@@ -8,17 +8,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.encoders import TrunkEncoder
 from helpers.files import (
     CaptioningError,
+    load_weights,
     read_json,
     save_tensors,
     sha256_file,
@@ -34,12 +34,10 @@ def middle(image: Image.Image, longest: int = 16) -> Image.Image:
     """Returns the image, its long side cut to `longest` times the short one, around the middle.
 
     Scaling the shorter side of a strip of 1 x 20,000 pixels to 224 would make an image of 3 GB, of which CLIP's own
-    preprocessing keeps the middle square.
+    preprocessing keeps the middle square. Notebook 04, section 1.
     """
     width, height = image.size
     w, h = min(width, longest * height), min(height, longest * width)
-    if (w, h) == (width, height):
-        return image
     left, top = (width - w) // 2, (height - h) // 2
     return image.crop((left, top, left + w, top + h))
 
@@ -48,12 +46,10 @@ class ClipEncoder(Encoder):
     """What both families share. Computes in fp32 on a CPU and in fp16 on a GPU; what comes out is float32.
 
     `grid`: the last layer's tokens [B, R, D]; `pooled`: the image vector as the model gives it [B, E] (what ClipCap
-    reads); `encode_image`: the same with length 1. `fingerprint` and `logit_scale` follow the weights in training.
+    reads); `encode_image`: the same with length 1. Notebook 04, section 1.
     """
 
     resize, scale = "crop", 255.0
-    mean: Tensor  # [3, 1, 1]
-    deviation: Tensor
 
     @property
     def fingerprint(self) -> str:
@@ -64,17 +60,8 @@ class ClipEncoder(Encoder):
         """The factor on cosine similarities, the inverse of the temperature."""
         return self.module.logit_scale.detach().float().exp().item()
 
-    def trunk(self, pixels: Tensor) -> Tensor:
-        """Returns the image tower's last layer [B, T, D] of uint8 pixels: a class token, if any, and the R regions."""
-        raise NotImplementedError
-
-    def head(self, tokens: Tensor) -> Tensor:
-        """Returns vectors [B, E], not normalised, from what `trunk` or `stem` returns."""
-        raise NotImplementedError
-
-    def text_vectors(self, captions: Sequence[str]) -> Tensor:
-        """Returns vectors [N, E], not normalised, with gradients where the weights take them."""
-        raise NotImplementedError
+    # Each family has: trunk(pixels [B, 3, S, S]) -> the last layer [B, T, D], a class token, if any, and the R regions;
+    # head(what trunk or stem returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Returns the part of `trunk`'s output that `head` reads: the class token [B, 1, D], or all regions."""
@@ -101,7 +88,7 @@ class ClipEncoder(Encoder):
         return F.normalize(vectors, dim=-1) if normalise else vectors
 
     def dual(self, train_trunk: bool = False) -> ClipDual:
-        """Returns this model as what `contrastive.fine_tune` trains. The encoder and it share their weights."""
+        """Returns this model as what `pretraining.fine_tune` trains. The encoder and it share their weights."""
         return ClipDual(self, train_trunk)
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -119,7 +106,7 @@ class ClipDual(nn.Module):
 
     With `train_trunk=False` the image tower stays as it is and the projections, the text tower and the temperature
     learn; the tower's output (`stem`) may then be cached. The weights become fp32, since fp16 loses small steps.
-    BatchNorm keeps its statistics.
+    BatchNorm keeps its statistics. Notebook 04, section 8.
     """
 
     def __init__(self, encoder: ClipEncoder, train_trunk: bool = False):
@@ -156,17 +143,15 @@ class ClipDual(nn.Module):
 
 
 class OpenAIClipEncoder(ClipEncoder):
-    """A CLIP of OpenAI (Radford et al. 2021) through the package `clip`: its classes, download and preprocessing."""
+    """A CLIP of OpenAI (Radford et al. 2021) through the package `clip`: its classes, download and preprocessing.
+
+    Notebook 04, section 1.
+    """
 
     def __init__(self, name: str, device: str = "cpu", download_root: str | None = None):
-        """`name`: one of `clip.available_models()`, or the path of a file with the state dict of such a model.
-
-        Raises CaptioningError on another name, when the weights cannot be downloaded, or when the file is not a CLIP's.
-        """
+        """`name`: one of `clip.available_models()`, or the path of a file with weights. Raises CaptioningError else."""
         from clip.clip import _transform
         from clip.model import build_model
-
-        from helpers.files import load_weights
 
         weights = load_weights(_weights_file(name, download_root))
         # A script's masks are in the archive, though they are no weights; build_model knows only of the other three.
@@ -192,8 +177,6 @@ class OpenAIClipEncoder(ClipEncoder):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S]: the shorter side scaled to S, the middle cut out, as CLIP was trained."""
-        import numpy as np
-
         image = middle(image)
         for step in self.steps:
             image = step(image)
@@ -252,10 +235,12 @@ def _weights_file(name: str, download_root: str | None) -> str:
 
 
 class HuggingFaceClipEncoder(ClipEncoder):
-    """A CLIP or SigLIP (Zhai et al. 2023) in the Hugging Face format: a name on the hub or a local folder."""
+    """A CLIP or SigLIP (Zhai et al. 2023) in the Hugging Face format: a name on the hub or a local folder.
+
+    Notebook 04, section 1.
+    """
 
     def __init__(self, name: str, device: str = "cpu"):
-        """Raises CaptioningError when there is no such model, it cannot be downloaded, or it is of another kind."""
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
         number = torch.float32 if torch.device(device).type == "cpu" else torch.float16
@@ -287,7 +272,7 @@ class HuggingFaceClipEncoder(ClipEncoder):
         self.module = self._ready(model, device)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Returns uint8 pixels [3, S, S]: the model's own resizing and cropping; scaling and normalising come later."""
+        """Returns uint8 pixels [3, S, S] by the model's own resizing and cropping."""
         image = middle(image).convert("RGB")
         out = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return out["pixel_values"][0].round().clamp(0, 255).to(torch.uint8)
@@ -323,7 +308,10 @@ class HuggingFaceClipEncoder(ClipEncoder):
 
 
 class Pooling(nn.Module):
-    """A grid [B, R, D] to one vector [B, E]: the mean of all regions, plus what a few learned heads look at."""
+    """A grid [B, R, D] to one vector [B, E]: the mean of all regions, plus what a few learned heads look at.
+
+    Notebook 04, section 5.
+    """
 
     def __init__(self, width: int, joint: int, heads: int, dropout: float):
         super().__init__()
@@ -341,7 +329,10 @@ class Pooling(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Captions to vectors: word embeddings, a small transformer without a causal mask, the mean over the words."""
+    """Captions to vectors: word embeddings, a small transformer without a causal mask, the mean over the words.
+
+    Notebook 04, section 5.
+    """
 
     def __init__(self, vocabulary_size: int, width: int, layers: int, joint: int, dropout: float, max_words: int = 32):
         super().__init__()
@@ -366,7 +357,10 @@ class TextTower(nn.Module):
 
 
 class PocketCLIP(nn.Module):
-    """EfficientNet-Lite with a learned pooling on one side, a small transformer on the other."""
+    """EfficientNet-Lite with a learned pooling on one side, a small transformer on the other.
+
+    Notebook 04, section 5.
+    """
 
     defaults = {"version": 2, "size": 224, "joint": 512, "heads": 8, "width": 256, "layers": 2, "dropout": 0.2}
 
@@ -393,56 +387,8 @@ class PocketCLIP(nn.Module):
         return self.text(pad(ids, 0).to(self.logit_scale.device))
 
 
-class PocketClipEncoder(TrunkEncoder):
-    """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`."""
-
-    def __init__(self, folder: str | None = None, device: str = "cpu"):
-        from helpers.files import CHECKPOINTS
-
-        folder = Path(folder) if folder else CHECKPOINTS / "pocket-clip"
-        self.device = torch.device(device)
-        self.model = load_pocket_clip(folder).to(self.device)
-        self.module, self.regions, self.width = self.model.trunk, self.model.trunk.regions, WIDTH
-        self.name = "pocket-clip" if folder == CHECKPOINTS / "pocket-clip" else f"pocket-clip:{folder}"
-        self.size = self.model.config["size"]
-        self.folder = folder
-
-    @cached_property
-    def consensus(self):
-        """What people said of photos like the training photos, see `helpers.consensus`."""
-        from ranking.consensus import Consensus
-
-        return Consensus.load(self.folder)
-
-    @property
-    def fingerprint(self) -> str:
-        """Follows the weights, so that no feature cached before a fine-tuning is taken for one after it."""
-        return weights_fingerprint(self.module, self.model.pool, extra=f"pocket-clip {self.size}")
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor on cosine similarities, the inverse of the temperature."""
-        return self.model.logit_scale.detach().exp().item()
-
-    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
-        """Returns image vectors [B, E] of uint8 pixels, of length 1 unless asked otherwise."""
-        vectors = self.model.pool(self.grid(pixels).float())
-        return nn.functional.normalize(vectors, dim=-1) if normalise else vectors
-
-    def embed_grid(self, grid: Tensor) -> Tensor:
-        """Returns image vectors [B, E] of length 1 from grids [B, R, D] that were encoded before."""
-        with torch.inference_mode():
-            return nn.functional.normalize(self.model.pool(grid.to(self.device).float()), dim=-1)
-
-    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
-        """Returns caption vectors [N, E]."""
-        with torch.inference_mode():
-            vectors = self.model.text_side(list(captions)).float()
-        return nn.functional.normalize(vectors, dim=-1) if normalise else vectors
-
-
 def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None) -> None:
-    """Writes weights in fp16, vocabulary and configuration with their hashes."""
+    """Writes weights in fp16, vocabulary and configuration with their hashes. Notebook 04, section 8."""
     model.tokenizer.save(folder / "vocabulary.json")
     tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
     save_tensors(folder / "model.safetensors", tensors)
@@ -452,7 +398,7 @@ def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None)
 
 
 def load_pocket_clip(folder: Path) -> PocketCLIP:
-    """Returns the model of a checkpoint, verified by hash, in evaluation mode and fp32."""
+    """Returns the model of a checkpoint, verified by hash, in evaluation mode and fp32. Notebook 04, section 1."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -468,9 +414,8 @@ def load_pocket_clip(folder: Path) -> PocketCLIP:
             )
     try:
         model = PocketCLIP(Vocabulary.load(folder / "vocabulary.json"), pretrained=False, **config["options"])
-        model.load_state_dict(
-            {n: v.float() if v.is_floating_point() else v for n, v in load_file(folder / "model.safetensors").items()}
-        )
+        tensors = load_file(folder / "model.safetensors")
+        model.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in tensors.items()})
     except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CaptioningError(
             f"The weights in {folder} do not fit its configuration: {str(error)[:200]}. Fetch the checkpoint again."

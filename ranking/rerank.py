@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from helpers.files import CaptioningError
 from helpers.text import normalise
+from ranking.consensus import Consensus
 from ranking.tags import Seen
 
 # Candidates are also judged by what an encoder sees that never read the training captions: in the eyes of one that was
@@ -61,9 +64,9 @@ def rerank(
         cosine = (F.normalize(vectors.float().cpu(), dim=-1)[owner] * texts).sum(-1).tolist()
         extra = [clip_weight * value for value in cosine]
     if flat and consensus_weight:
-        if not hasattr(encoder, "consensus"):
+        if not hasattr(encoder, "folder"):
             raise CaptioningError(f"{encoder.name} knows no captions of other photos. Set consensus_weight to 0.")
-        usual = [value for group in encoder.consensus.score(frozen, captions) for value in group]
+        usual = [value for group in _consensus(encoder.folder).score(frozen, captions) for value in group]
         extra = [value + consensus_weight * more for value, more in zip(extra, usual, strict=True)]
     if tag_weight and seen:
         said = [known is not None and known.tag.said_in(c)
@@ -97,3 +100,8 @@ def image_vectors(encoder, features: Tensor) -> Tensor:
             f"pocket-clip; here are {features.shape[1]} vectors an image from {encoder.name}. Set clip_weight to 0."
         )
     return encoder.embed_grid(features)
+
+
+@cache
+def _consensus(folder: Path) -> Consensus:
+    return Consensus.load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,8 +81,9 @@ def test_anchors_are_the_means_of_groups() -> None:
     assert torch.allclose(found.sort(0).values, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), atol=1e-3)
 
 
-def test_candidates_are_ranked_by_it(small) -> None:
-    encoder = type("Knowing", (), {"name": "knowing", "consensus": small})()
+def test_candidates_are_ranked_by_it(small, monkeypatch) -> None:
+    monkeypatch.setattr("ranking.rerank._consensus", lambda folder: small)
+    encoder = type("Knowing", (), {"name": "knowing", "folder": Path("knowing")})()
     group = [Hypothesis([0], -1.0, [-1.0], -1.0, True), Hypothesis([1], -2.0, [-2.0], -1.5, True)]
     captions = [["a car waits", "a dog runs"]]
     [ranked] = rerank([group], captions, None, encoder, torch.tensor([EAST]), consensus_weight=1.0)

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from helpers import features as cache
-from helpers import features as feature_blocks
 from helpers.features import cache_features
 from helpers.files import CaptioningError
 from helpers.text import START, CaptionBatches
@@ -79,7 +78,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
         assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
     losses = [float(row["train_loss"]) for row in rows["one"]]
     assert losses[0] > losses[1] > losses[2]
-    (shared,) = (tmp_path / "two").rglob("names.txt")  # the processes shared the work, and one array came out
+    (shared,) = (tmp_path / "two").rglob("done.json")  # the processes shared the work, and one array came out
     (alone,) = (tmp_path / "one" / "features").rglob("features.npy")
     assert np.allclose(np.load(alone), np.load(shared.parent / "features.npy"), atol=1e-2)
     assert not (shared.parent / "blocks").exists()
@@ -126,8 +125,8 @@ def test_every_image_is_encoded_once_by_one_of_them(photos, tmp_path, processes)
     assert encoder.encoded == 0 and set(found.failed) == {names[3], *names[16:24]}
     assert_right(found, {name: path for name, path in photos.items() if name not in found.failed})
     (folder,) = (tmp_path / "cache" / "features").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"done.json", "features.npy", "names.txt", ".lock"}
-    assert list(feature_blocks.names_in(folder)) == names
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {"done.json", "features.npy"}
+    assert json.loads((folder / "done.json").read_text())["names"] == names
 
 
 @needs_fork
@@ -146,7 +145,8 @@ def test_a_killed_job_goes_on_with_another_number_of_processes(photos, tmp_path)
     assert encoder.encoded == 40 - 8 * done and before >= 8 * done
 
 
-def test_what_one_process_had_done_is_taken_over(photos, tmp_path, monkeypatch) -> None:  # noqa: F811
+@needs_fork
+def test_what_one_process_had_done_is_taken_over(photos, tmp_path) -> None:  # noqa: F811
     torch.set_num_threads(1)  # a thread after the other, so that two blocks are whole when the third fails
 
     class Stops(Tiny):
@@ -157,45 +157,26 @@ def test_what_one_process_had_done_is_taken_over(photos, tmp_path, monkeypatch) 
 
     with pytest.raises(KeyboardInterrupt):
         cache_features(Stops(), photos, batch_size=8)
-    workers = [Tiny(), Tiny()]
-    monkeypatch.setattr(feature_blocks, "_wait_for", lambda ready: None)  # one after the other, so nobody waits
-    with pytest.raises(CaptioningError):
-        cache_features(workers[1], photos, process=(1, 2))  # the array is not there yet: it would have waited
-    assert_right(cache_features(workers[0], photos, process=(0, 2)), photos)
-    assert workers[0].encoded + workers[1].encoded == 24
+    log = tmp_path / "log"
+    both = [fork(lambda n=n: cache_features(Tiny(log=log), photos, process=(n, 2))) for n in range(2)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in both] == [0, 0]
+    assert encoded(log) == 24
+    assert_right(cache_features(Stops(), photos), photos)
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_merge_that_is_cut_short_goes_on(photos, tmp_path, monkeypatch, after) -> None:  # noqa: F811
-    calls = 0
-
-    def write(path, value):
-        nonlocal calls
-        calls += path.name == "merged.json"
-        if calls > after and path.name == "merged.json":
+@pytest.mark.parametrize("broken", ["features.npy", "done.json"])
+def test_a_merge_that_is_cut_short_goes_on(photos, tmp_path, monkeypatch, broken) -> None:  # noqa: F811
+    def stop(path, *_):
+        if Path(path).name == broken:
             raise KeyboardInterrupt
-        original(path, value)
+        return original(path, *_)
 
-    original = feature_blocks.write_json
+    name = {"features.npy": "atomic_write", "done.json": "write_json"}[broken]
+    original = getattr(cache, name)
     with monkeypatch.context() as patch:
-        patch.setattr(feature_blocks, "write_json", write)
-        patch.setattr(feature_blocks, "_wait_for", lambda ready: None)
-        with pytest.raises((CaptioningError, FileNotFoundError)):
-            cache_features(Tiny(), photos, process=(1, 2))
+        patch.setattr(cache, name, stop)
         with pytest.raises(KeyboardInterrupt):
-            cache_features(Tiny(), photos, process=(0, 2))
+            cache_features(Tiny(), photos)
     encoder = Tiny()
     assert_right(cache_features(encoder, photos), photos)
     assert encoder.encoded == 0
-    (folder,) = (tmp_path / "cache" / "features").iterdir()
-    assert list(feature_blocks.names_in(folder)) == list(photos)
-
-
-def test_no_photo_at_all_is_an_error_with_reasons(photos, monkeypatch) -> None:  # noqa: F811
-    for path in photos.values():
-        path.write_bytes(b"no picture")
-    monkeypatch.setattr(feature_blocks, "_wait_for", lambda ready: None)
-    with pytest.raises(CaptioningError):
-        cache_features(Tiny(), photos, process=(1, 2))
-    with pytest.raises(CaptioningError, match="None of the images could be read: .*photo 0.png"):
-        cache_features(Tiny(), photos, process=(0, 2))
