@@ -1,0 +1,38 @@
+"""The house stays small and can be read from top to bottom: its budget, its layers, no import inside a function."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LAYERS = (
+    ("files", "ptb"),
+    ("images", "text", "download", "trunks", "beam", "loop", "metrics"),
+    ("caption_files",),
+    ("datasets", "clips", "cnn_lstm", "language_models", "decoding", "plots"),
+    ("encoders", "clipcap", "losses"),
+    ("features",),
+    ("captioner",),
+    ("training", "pretraining", "evaluate"),
+)  # a file imports only from rows above its own, so there is no circle
+FILES = sorted((Path(__file__).resolve().parent.parent / "helpers").glob("**/*.py"))
+
+
+def test_the_budget_holds() -> None:
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    long = {name: count for name, count in lines.items() if count > 350}
+    assert not long and len(lines) <= 25 and sum(lines.values()) <= 5500, (long, len(lines), sum(lines.values()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_go_upwards_and_stand_at_the_top(path: Path) -> None:
+    row = {name: number for number, names in enumerate(LAYERS) for name in names}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole module"
+            modules = [node.module] if node.module != "helpers" else [f"helpers.{alias.name}" for alias in node.names]
+        for module in (module.split(".")[1] for module in modules if module.startswith("helpers.")):
+            assert node in tree.body, f"helpers.{module} is imported in line {node.lineno}, not at the top"
+            assert row[module] < row[path.stem], f"helpers.{module} stands no higher than {path.stem}"
