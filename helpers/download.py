@@ -215,7 +215,7 @@ def extract(archive: Path, folder: Path) -> int:
 def fetch_file(file: RemoteFile, folder: Path) -> Path:
     """Returns the path of a remote file in `folder`. One that is there is checked and used, a part of one continued.
 
-    The file must have the hash that `file` names, if any. Raises CaptioningError with the reason. Notebook 01, section 1.
+    The file must have the hash that `file` names, if any. Raises CaptioningError. Notebook 01, section 1.
     """
     path, part = folder / file.name, folder / f"{file.name}.part"
     folder.mkdir(parents=True, exist_ok=True)

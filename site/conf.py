@@ -1,7 +1,6 @@
-"""How Sphinx makes the course's pages: `make site`. Notebooks are shown with their stored outputs; nothing is executed."""
+"""How Sphinx makes the course's pages: `make site`. Notebooks are shown as they are stored; nothing is executed."""
 
 from __future__ import annotations
-
 
 from pathlib import Path
 
@@ -16,7 +15,8 @@ author = "the course's contributors"
 html_title = "Image captioning, from a CNN-LSTM to ClipCap"
 root_doc = "site/index"
 extensions = ["myst_nb", "autoapi.extension", "sphinxcontrib.mermaid", "sphinx_copybutton"]
-include_patterns = ["site/index.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "notebooks/README.md", "README.md",
+include_patterns = ["site/index.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "notebooks/README.md",
+                    "README.md",
                     "ModelArchitecture.md", "CONTRIBUTING.md", "LICENSES.md", "data/README.md",
                     "data/checkpoints/*/README.md", "configs/README.md", "configs/cluster/README.md",
                     "sample_images/README.md", "tests/README.md", "benchmarks/README.md", "autoapi/**"]
@@ -36,11 +36,12 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#005a9c", "color-brand-content": "#005a9c"},
     "dark_css_variables": {"color-brand-primary": "#7cc4ff", "color-brand-content": "#7cc4ff"},
 }
-suppress_warnings = ["toc.not_included", "autoapi.python_import_resolution", "docutils", "myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
+suppress_warnings = ["toc.not_included", "autoapi.python_import_resolution", "docutils", "myst.header",
+                     "myst.xref_missing", "mystnb.unknown_mime_type"]
 
 
 def link_to_source(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Relative links to files that are no pages lead to the repository; where its address is not set, they stay text."""
+    """Makes relative links to files that are no pages lead to the repository."""
     address = (ROOT / "site" / "address.txt").read_text(encoding="utf-8").strip()
     folder = (ROOT / docname).parent
     for link in list(doctree.findall(nodes.reference)):
