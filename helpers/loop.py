@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -232,6 +231,8 @@ def global_mean(accelerator, total: float, count: float) -> float:
 
 def write_history(path: Path, rows: list[dict]) -> None:
     """Writes the rows as CSV, whole or not at all. Notebook 02, section 9."""
+    import pandas as pd  # not at the top: whoever only captions need not wait for it
+
     with atomic_write(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
