@@ -7,7 +7,6 @@ nothing itself: a process whose PyTorch has used its threads cannot be forked sa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -24,9 +23,8 @@ class Jobs:
     """The other end: `run({"work": name, "folder": ...}, ...)` runs jobs at the same time and returns their answers.
 
     Options of a job: `kill_after` (seconds), `kill_when` ([folder, pattern]: the seconds count from the moment when
-    there is such a file with something in it), `file_limit` (bytes a file may have), `unprivileged` (root's right to
-    write anywhere is given up). An answer has `status` ("done", "refused" with a CaptioningError's `message`, "killed"
-    or "crashed"), `seconds`, and the work's own entries.
+    there is such a file with something in it). An answer has `status` ("done", "refused" with a CaptioningError's
+    `message`, "killed" or "crashed"), `seconds`, and the work's own entries.
     """
 
     def __init__(self) -> None:
@@ -109,32 +107,6 @@ def draw(folder: str, images: int = 40) -> dict:
     return {"files": digest(generate(folder, images, 48))}
 
 
-def pocket(folder: str) -> dict:
-    """Reads Pocket Scenes as a notebook does, into the cache in `folder`."""
-    from helpers.datasets import load_dataset
-
-    os.environ["CAPTIONING_CACHE"] = folder
-    dataset = load_dataset("pocket", images=40, size=48)
-    return {"fingerprint": dataset.fingerprint(), "splits": dataset.splits()}
-
-
-def notebook(folder: str, log: str) -> dict:
-    """What a notebook begins with: draws Pocket Scenes into the cache and encodes them there, on two threads."""
-    import torch
-
-    from helpers import features
-    from helpers.datasets import load_dataset
-    from tests.test_features import Tiny
-
-    os.environ["CAPTIONING_CACHE"] = folder
-    torch.set_num_threads(2)
-    features.BLOCK = 8
-    dataset = load_dataset("pocket", images=40, size=48)
-    made = features.cache_features(Tiny(log=Path(log), pause=0.03), dataset, batch_size=4)
-    hashed = hashlib.sha256(made.array.tobytes()).hexdigest()
-    return {"fingerprint": dataset.fingerprint(), "names": made.names, "hash": hashed}
-
-
 def fetch(folder: str, url: str, images: int) -> dict:
     from helpers.datasets import read_flickr8k
     from helpers.download import RemoteFile, Source, fetch_dataset
@@ -171,28 +143,15 @@ def load(folder: str) -> dict:
     return {"found": sorted(found), "number": config["number"]}
 
 
-WORK = {work.__name__: work for work in (encode, train, draw, pocket, notebook, fetch, save, load)}
+WORK = {work.__name__: work for work in (encode, train, draw, fetch, save, load)}
 
 
 # -- the server ---------------------------------------------------------------------------------------------------
 
 
-def give_up_privileges() -> None:
-    """Drops all capabilities (Linux): root then is stopped by a folder's mode like everyone."""
-    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    if ctypes.CDLL(None, use_errno=True).capset(header, none):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
 def child(job: dict, out: int) -> None:
     from helpers.files import CaptioningError
 
-    if limit := job.pop("file_limit", None):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    if job.pop("unprivileged", False) and os.getuid() == 0:
-        give_up_privileges()
     try:
         answer = {"status": "done", **WORK[job.pop("work")](**job)}
     except CaptioningError as error:

@@ -71,17 +71,13 @@ def with_exif(exif: bytes) -> bytes:
 
 def good_files() -> dict[str, bytes]:
     """Returns name -> bytes of odd files that are images all the same."""
-    palette = noise(16, 16).quantize(8)
     files = {
         "plain.jpg": encode(noise(16, 16), "JPEG"),
         "grey.jpg": encode(noise(16, 16, "L"), "JPEG"),
         "cmyk.jpg": encode(noise(16, 16, "CMYK"), "JPEG"),
         "progressive.jpg": encode(noise(64, 64), "JPEG", progressive=True),
-        "two_in_one.mpo.jpg": encode(noise(16, 16), "MPO", save_all=True, append_images=[noise(16, 16, seed=1)]),
         "rgb.png": encode(noise(16, 16), "PNG"),
-        "bilevel.png": encode(Image.new("1", (9, 9), 1), "PNG"),
-        "palette.png": encode(palette, "PNG"),
-        "palette_transparent.png": encode(palette, "PNG", transparency=0),
+        "palette_transparent.png": encode(noise(16, 16).quantize(8), "PNG", transparency=0),
         "rgba.png": encode(noise(16, 16, "RGBA"), "PNG"),
         "grey_alpha.png": encode(noise(16, 16, "LA"), "PNG"),
         "sixteen_bit.png": encode(Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 256), "PNG"),
@@ -93,20 +89,15 @@ def good_files() -> dict[str, bytes]:
         "plain.webp": encode(noise(16, 16), "WEBP"),
         "plain.bmp": encode(noise(16, 16), "BMP"),
         "plain.tif": encode(noise(16, 16), "TIFF"),
-        "lzw.tif": encode(noise(16, 16), "TIFF", compression="tiff_lzw"),
-        "cmyk.tif": encode(noise(16, 16, "CMYK"), "TIFF"),
-        "sixteen_bit.tif": encode(Image.fromarray(np.full((8, 8), 40000, np.uint16)), "TIFF"),
         "float.tif": encode(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "TIFF"),
         "not_a_number.tif": encode(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"),
-        "plain.ppm": encode(noise(16, 16), "PPM"),
         "wrong_extension.txt.jpg": encode(noise(16, 16), "PNG"),
         "exif_broken.jpg": with_exif(b"Exif\0\0II*\0" + b"\xff" * 40),
-        "exif_noise.jpg": with_exif(b"Exif\0\0" + bytes(range(200))),
         "exif_orientation_99.jpg": with_exif(_orientation(99)),
         "rubbish_after_the_end.jpg": encode(noise(16, 16), "JPEG") + b"\0" * 1000,
         "just_within_the_limit.png": png(8000, 8000, 8000, colour=0),
     }
-    files |= {f"exif_orientation_{turn}.jpg": with_exif(_orientation(turn)) for turn in range(1, 9)}
+    files |= {f"exif_orientation_{turn}.jpg": with_exif(_orientation(turn)) for turn in (1, 3, 6)}
     return files
 
 
@@ -124,15 +115,12 @@ def bad_files() -> dict[str, bytes]:
     bmp[18:26] = struct.pack("<ii", 100000, 100000)
     return {
         "empty.jpg": b"",
-        "one_byte.jpg": b"\xff",
         "text.jpg": b"A dog runs.\n",
         "page.jpg": b"<!DOCTYPE html><html><body>photo</body></html>",
         "drawing.svg.jpg": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>',
         "paper.pdf.jpg": b"%PDF-1.7\n1 0 obj",
-        "script.eps.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) (w) file",
         "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100,
         "random.jpg": random.Random(0).randbytes(5000),
-        "zeros.png": bytes(5000),
         "header_only.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF",
         "pointer.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         "declares_huge.png": png(100000, 100000, 1),
@@ -140,14 +128,13 @@ def bad_files() -> dict[str, bytes]:
         "declares_huge.gif": bytes(gif),
         "declares_huge.bmp": bytes(bmp),
         "declares_nothing.png": png(0, 0, 1),
-        "declares_thread.png": png(1_700_000, 10, 10),
         "bomb.png": png(9000, 9000, 9000, colour=0),
         "many_passes.jpg": jpeg_of_many_passes(1000, 5000),
     }
 
 
 def make_corpus(folder: Path) -> dict[Path, str]:
-    """Writes the corpus, some 80 files, into `folder`; returns path -> "image", "error" or "either"."""
+    """Writes the corpus, some 60 files, into `folder`; returns path -> "image", "error" or "either"."""
     folder.mkdir(parents=True, exist_ok=True)
     expected: dict[Path, str] = {}
 
@@ -171,7 +158,6 @@ def make_corpus(folder: Path) -> dict[Path, str]:
             broken[generator.randrange(len(broken))] = generator.randrange(256)
         put(f"altered.{suffix}", bytes(broken), "either")
     put("line\nbreak.jpg", small["jpg"], "image")
-    put("tab\tand \x1b[31mcolour.jpg", small["jpg"], "image")
     put("café 写真 🐕.jpg", small["jpg"], "image")
     (folder / "directory.jpg").mkdir()
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")

@@ -111,19 +111,6 @@ def test_what_a_screen_reader_needs(visit) -> None:
     assert tab.evaluate("document.documentElement.lang") == "en"
 
 
-def test_where_it_looked(visit) -> None:
-    if "cnn-lstm-attention" not in available():
-        pytest.skip("no captioner with attention in data/checkpoints/")
-    tab = visit()
-    tab.get_by_role("combobox", name="Model").click()
-    tab.get_by_role("option", name="cnn-lstm-attention", exact=True).click()
-    tab.get_by_role("button", name="horses", exact=True).click()
-    words = captions(tab, 1)[0].split()
-    tab.wait_for_function(f"document.querySelectorAll('img[alt^=\"where it looked\"]').length == {len(words)}")
-    said = [picture.get_attribute("alt") for picture in tab.locator("img[alt^='where it looked']").all()]
-    assert [text.split()[-1] for text in said] == words
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phones_width_light_and_dark(visit, theme) -> None:
     tab = visit(width=390, theme=theme)

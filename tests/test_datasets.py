@@ -73,20 +73,6 @@ def test_part_of_a_dataset_is_read_when_asked_for(tmp_path):
     assert "No captions here for the 2 images of the split 'test'." in dataset.notes
     message = error_of(dataset.images, "test")
     assert "no 'test' split" in message and "train (2 images)" in message
-    assert "Unknown value of missing 'ignore'" in error_of(load_dataset, "flickr8k", folder, missing="ignore")
-    for image in (folder / "Images").iterdir():
-        image.unlink()
-    assert "no captions of images that are here" in error_of(load_dataset, "flickr8k", folder, missing="skip")
-
-
-def test_flickr8k_with_part_of_a_split_missing_names_every_image(tmp_path):
-    folder = kaggle(tmp_path, 4)
-    (folder / "Flickr_8k.trainImages.txt").write_text("0.jpg\n1.jpg\n77.jpg\n")
-    (folder / "Flickr_8k.devImages.txt").write_text("1.jpg\n2.jpg\n")
-    (folder / "Images" / "0.jpg").unlink()
-    message = error_of(read_flickr8k, folder)
-    assert "3 faults" in message
-    assert "0.jpg, line 2" in message and "77.jpg" in message and "in the lists 'train' and 'dev': 1 (1.jpg)" in message
 
 
 def test_karpathy_file_gives_the_splits(tmp_path):
@@ -108,16 +94,6 @@ def test_flickr30k_with_bars_and_the_broken_row(tmp_path):
     dataset = load_dataset("flickr30k", tmp_path)
     assert dataset.references("train") == {"1.jpg": ["A man | a dog .", 'Two "men" , talking .']}
     assert dataset.references("test") == {"2199200615.jpg": ["A dog .", "A dog runs across the grass ."]}
-
-
-@pytest.mark.parametrize(("name", "content"), [
-    ("results_20130124.token", "1.jpg#0\tA man .\n1.jpg#1\tA dog .\n"),
-    ("captions.txt", "image_name,comment_number,comment\n1.jpg,0,A man .\n1.jpg,1,A dog .\n"),
-])
-def test_flickr30k_in_its_other_forms(tmp_path, name, content):
-    photos(tmp_path / "flickr30k-images", "1.jpg")
-    (tmp_path / name).write_text(content)
-    assert load_dataset("flickr30k", tmp_path).references("train") == {"1.jpg": ["A man .", "A dog ."]}
 
 
 def coco(tmp_path: Path) -> Path:
@@ -172,10 +148,9 @@ def test_karpathy_files_alone_are_datasets(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    "[1, 2]", "{}", '{"images": 3, "annotations": []}', "not json", "[" * 100_000,
-    '{"images": [{"id": [1], "file_name": "a"}, 7], "annotations": [{}]}',
+    "{}", "not json", '{"images": [{"id": [1], "file_name": "a"}, 7], "annotations": [{}]}',
     '{"images": [{"id": 1, "file_name": "../../etc/passwd"}], "annotations": [{"image_id": 1, "caption": "x"}]}',
-    '{"images": [], "annotations": [{"image_id": 5, "caption": "x"}]}', '{"images": [], "annotations": []}',
+    '{"images": [], "annotations": []}',
 ])
 def test_coco_files_that_are_not_what_they_should_be(tmp_path, content):
     (tmp_path / "captions_val2014.json").write_text(content)
@@ -201,19 +176,8 @@ def test_metadata_of_hugging_face(tmp_path, name, content):
     assert read_folder(tmp_path).references() == {"a.jpg": ["A dog"], "sub/b.jpg": ["A cat"]}
 
 
-def test_faults_of_metadata_of_hugging_face(tmp_path):
-    photos(tmp_path, "a.jpg")
-    (tmp_path / "metadata.jsonl").write_text(
-        '{"file_name": "a.jpg"}\n[1]\n{"file\n{"file_name": "a.jpg", "text": ""}\n')
-    message = error_of(read_folder, tmp_path)
-    assert "no JSON object with `file_name` and `text`: 3 (line 1, line 2, line 3)" in message
-    assert "empty caption; write one or delete the row: 1 (line 4)" in message
-
-
 @pytest.mark.parametrize(("written", "there"), [
-    ("cafe\u0301.jpg", "caf\u00e9.jpg"), ("caf\u00e9.jpg", "cafe\u0301.jpg"),  # macOS decomposes
-    ("zoo\\a.jpg", "zoo/a.jpg"), ("zoo\u0308\\a.JPG", "zo\u00f6/a.jpg"), ("./a.jpg", "a.jpg"),
-    ("a.jpg", "a.JPG"), ("a.JPG", "a.jpg"),
+    ("cafe\u0301.jpg", "caf\u00e9.jpg"), ("zoo\\a.jpg", "zoo/a.jpg"), ("a.jpg", "a.JPG"),  # macOS decomposes
 ])
 def test_names_from_other_systems_are_matched_and_said(tmp_path, written, there):
     photos(tmp_path, there, "z.jpg")
@@ -221,25 +185,6 @@ def test_names_from_other_systems_are_matched_and_said(tmp_path, written, there)
     dataset = read_folder(tmp_path)
     assert dataset.references("train") == {there: ["A dog"]} and dataset.path(there).is_file()
     assert any("1 names are written otherwise" in note and f"is {there}" in note for note in dataset.notes)
-
-
-def test_names_are_matched_in_split_lists_too(tmp_path):
-    folder = kaggle(tmp_path, 2)
-    (folder / "Images" / "0.jpg").rename(folder / "Images" / "0.JPG")
-    (folder / "Flickr_8k.trainImages.txt").write_text("0.JPG\n")
-    (folder / "Flickr_8k.testImages.txt").write_text("1.JPG\n")
-    dataset = read_flickr8k(folder)
-    assert dataset.images("train") == ["0.JPG"] and dataset.images("test") == ["1.jpg"]
-
-
-def test_folder_with_images_below_it_and_a_named_csv(tmp_path):
-    photos(tmp_path / "images", "a.jpg", "b.jpg", "sub/c.jpg")
-    (tmp_path / "one.csv").write_text("image,caption,split\na.jpg,x,train\nsub/c.jpg,y,train\n")
-    (tmp_path / "two.csv").write_text("")
-    assert "2 CSV files" in error_of(read_folder, tmp_path)
-    dataset = load_dataset("folder", tmp_path, csv="one.csv")
-    assert dataset.path("sub/c.jpg").is_file() and dataset.images() == ["a.jpg", "sub/c.jpg"]
-    assert any("1 images have no caption: b.jpg" in note for note in dataset.notes)
 
 
 def test_pocket_is_made_on_first_use_and_read_as_it_is_afterwards(tmp_path, monkeypatch):

@@ -50,10 +50,6 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def test_there_is_one_for_each_way_of_tuning() -> None:
-    assert {read_json(path)["model"]["tune"] for path in CONFIGS} == {"full", "none", "lora"}
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_names_what_exists(path: Path) -> None:
     config = read_json(path)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from helpers.captioner import Captioner, available
-from helpers.decoding import decode
 from helpers.files import CaptioningError
-from helpers.loop import EXPLODED, OVERFLOWS, Guard, load_state, make_accelerator
+from helpers.loop import OVERFLOWS, load_state, make_accelerator
 from helpers.losses import CrossEntropy
-from helpers.training import EXPLODED_REWARD, run_stage
+from helpers.training import run_stage
 from tests.toy_captioners import QUICK, small_model, small_run, world
 
 
@@ -50,11 +48,6 @@ def test_an_exploding_loss_stops_although_it_is_a_number(tmp_path) -> None:
     assert_names_everything(str(caught.value), tmp_path)
 
 
-def test_a_learning_rate_that_is_far_too_high_is_stopped(tmp_path) -> None:
-    with pytest.raises(CaptioningError, match="The loss (has exploded|is (nan|inf))"):
-        run_stage(small_run(tmp_path), {**QUICK, "epochs": 20, "learning_rate": 1e4, "clip": 1e9})
-
-
 def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, monkeypatch) -> None:
     run, original, spoilt = small_run(tmp_path), CrossEntropy.__call__, []
 
@@ -69,17 +62,6 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path, monkeypatc
         run_stage(run, {**QUICK, "epochs": 4}, callback=spoil_after(2, lambda: spoilt.append(1)))
     assert_names_everything(str(caught.value), tmp_path)
     assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
-
-
-def test_a_healthy_loss_is_let_through(tmp_path) -> None:
-    """The limit is far above what an untrained model, a smoothed loss or a self-critical one has."""
-    limit = EXPLODED * math.log(3000)
-    watch = Guard(limit, False, tmp_path / "none")
-    for value in (8.0, 12.0, 60.0):
-        watch.loss(torch.tensor(value), 0, 0, ["a.jpg"])
-    Guard(EXPLODED_REWARD * limit, False, tmp_path / "none").loss(torch.tensor(-300.0), 0, 0, ["a.jpg"])
-    with pytest.raises(CaptioningError, match="there is no checkpoint"):
-        watch.loss(torch.tensor(81.0), 0, 0, ["a.jpg"])
 
 
 # -- fp16 ---------------------------------------------------------------------------------------------------------
@@ -147,12 +129,6 @@ def test_endless_overflow_stops(tmp_path) -> None:
         run_stage(run, {**QUICK, "epochs": 30}, accelerator=Half())
 
 
-def test_autocast_keeps_no_weights_from_one_step_to_the_next() -> None:
-    """Before PyTorch 2.14 it took what was cast while captions were decoded, see scripts/oldest_versions.py."""
-    assert make_accelerator("bf16").autocast_handler.cache_enabled is False
-    assert make_accelerator("no").mixed_precision == "no"
-
-
 def test_a_precision_that_cannot_be_used_is_named() -> None:
     with pytest.raises(CaptioningError, match="mixed_precision 'fp12' cannot be used here"):
         make_accelerator("fp12")
@@ -165,34 +141,7 @@ def test_fp16_without_a_gpu_is_said_to_be_fp32(capsys) -> None:
     assert "this run is in fp32" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_fp16_on_a_gpu_learns_and_ends_finite(tmp_path) -> None:
-    run, half = small_run(tmp_path), make_accelerator("fp16")
-    history = run_stage(run, {**QUICK, "epochs": 6}, accelerator=half)
-    assert half.scaler is not None and history[-1]["train_loss"] < history[0]["train_loss"]
-    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
-
-
 # -- another precision, another device ----------------------------------------------------------------------------
-
-
-def captions(model, features) -> tuple[list[str], list[float]]:
-    groups = decode(model, features, "beam", beam_size=3, max_length=10)
-    return [model.tokenizer.decode(group[0].tokens) for group in groups], [group[0].log_prob for group in groups]
-
-
-@pytest.mark.parametrize("name", ["ShowAndTell", "ShowAttendTell"])
-def test_another_precision_gives_the_same_captions(name, tmp_path) -> None:
-    """Trained until its choices are clear, as a caption that hangs on the last bit may differ."""
-    run = small_run(tmp_path, name)
-    settings = {**QUICK, "epochs": 6, "images_per_batch": 3, "learning_rate": 0.05}
-    run_stage(run, settings, accelerator=make_accelerator("no"))
-    features = run.views[0][list(run.dev)]
-    said, log_probs = captions(run.model, features)
-    doubled = captions(run.model.double(), features.double())
-    assert doubled[0] == said and doubled[1] == pytest.approx(log_probs, abs=1e-4)
-    halved = captions(run.model.bfloat16(), features)
-    assert halved[0] == said and halved[1] == pytest.approx(log_probs, abs=0.2)
 
 
 # Half precision keeps 11 bits of every product (fp16) or 8 (bf16), so where two captions are nearly tied, the other may

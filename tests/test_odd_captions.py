@@ -16,11 +16,9 @@ from helpers.text import IGNORE, Vocabulary, teacher_forcing_batch
 from tests.small_datasets import photos
 
 ODD = [
-    "A dog runs , fast .", 'A sign says "no dogs" .', "It's a man's \"well-worn\" hat", "犬が走る",
-    "كلب يجري على العشب", "Собака бежит .", "A dog 🐕 and a 👩\u200d👩\u200d👧 family", "naïve café Zoë",
-    "one | two # three ; four = five", "<b>bold</b> & co",
-    "=SUM(A1:A9)", "'; DROP TABLE captions; --", "null", "NaN", "0", "true", "a" * 300,
-    " ".join(["word"] * MAX_WORDS), "e\u0301 combining", "right\u200fto\u200eleft", "line\u2028separator",
+    'A sign says "no dogs" , fast .', "犬が走る", "A dog 🐕 and a 👩\u200d👩\u200d👧 family", "one | two # three ;",
+    "<b>bold</b> & co", "=SUM(A1:A9)", "null", "NaN", "0", " ".join(["word"] * MAX_WORDS), "e\u0301 combining",
+    "right\u200fto\u200eleft", "line\u2028separator",
 ]  # fmt: skip
 EXPECTED = [" ".join(caption.split()) for caption in ODD]
 
@@ -101,18 +99,6 @@ def test_captions_that_are_no_captions_are_named_or_noted(layout, folder) -> Non
     assert sorted(dataset.table.caption) == ["bell rings", "fine"]
     assert any("without a caption left out" in note for note in dataset.notes)
     assert any("control characters" in note for note in dataset.notes)
-
-
-@every_layout
-def test_one_image_only_is_said(layout, tmp_path) -> None:
-    photos(tmp_path / "images", "0.jpg")
-    dataset = LAYOUTS[layout](tmp_path, [("0.jpg", "A dog ."), ("0.jpg", "A dog .")])
-    assert dataset.splits() == ["train"] and len(dataset.images()) == 1
-    assert any("repeat a caption" in note for note in dataset.notes)
-    if layout != "coco":  # its file says itself that it is the training split
-        assert any("Fewer than three images" in note for note in dataset.notes)
-    with pytest.raises(CaptioningError, match="no 'dev' split"):
-        dataset.images("dev")
 
 
 def test_odd_captions_become_numbers_and_scores(folder) -> None:

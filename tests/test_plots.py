@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 
 import IPython.display
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,20 +41,6 @@ def test_a_grid_shows_every_photo_with_its_caption(tmp_path: Path) -> None:
             extent = text.get_window_extent().transformed(figure.transFigure.inverted())
             assert extent.x1 <= box.x1 + 0.02 and extent.y0 >= -0.001
     assert boxes[3].y1 < boxes[0].y0  # the second row is below the first
-
-
-def test_large_photos_are_stored_small() -> None:
-    figure = plots.photo_grid([photo(size=(4000, 3000))] * 2, columns=2)
-    assert max(image.get_array().shape[0] for axes in figure.axes for image in axes.images) <= 1000
-
-
-def test_a_caption_with_dollars_is_drawn_as_typed() -> None:
-    with mpl.rc_context():
-        plots.use_style()
-        figure = plots.photo_grid([photo()], ["from 5$ to 10$ a_day"])
-        figure.canvas.draw()
-    (text,) = figure.axes[0].texts
-    assert text.get_text() == "from 5$ to 10$ a_day" and not text.get_parse_math()
 
 
 def test_words_have_bars_and_lengths_have_lines() -> None:
@@ -111,16 +96,3 @@ def test_training_has_a_colour_a_run_and_a_line_between_stages() -> None:
     assert list(left.lines[2].get_xdata()) == [1.5, 1.5] and left.lines[3].get_color() != left.lines[0].get_color()
     alone = plots.training_curves(rows).axes[0]
     assert alone.lines[0].get_label() == "train"
-
-
-def test_captions_stand_beside_the_photo_epoch_by_epoch() -> None:
-    figure = plots.captions_by_epoch([photo(), photo("blue")], [["a", "b"], ["a dog .", ""]], ["before", "after"])
-    first, second = figure.axes[1], figure.axes[3]
-    assert [text.get_text() for text in first.texts] == ["before", "a", "after", "a dog ."]
-    assert second.texts[3].get_text() == "(nothing)"
-    assert second.texts[0].get_alpha() < second.texts[2].get_alpha() == 1
-
-
-def test_many_bars_have_small_numbers() -> None:
-    few, many = (plots.score_bars(pd.DataFrame(np.full((3, n), 0.5), columns=map(str, range(n)))) for n in (5, 7))
-    assert [figure.axes[0].texts[0].get_size() for figure in (few, many)] == [plots.TEXT - 1, plots.TEXT - 3]

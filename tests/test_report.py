@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from helpers.datasets import Dataset, dataset_report, load_dataset
-from helpers.images import NEAR, near_duplicates, open_image, perceptual_hash
+from helpers.datasets import Dataset, dataset_report
+from helpers.images import NEAR, open_image, perceptual_hash
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
 
@@ -61,14 +61,6 @@ def test_missing_unreadable_and_near_duplicate_images_are_found(tmp_path):
     assert dataset_report(dataset, check_images=False).findings.kind.tolist() == ["few captions"]
 
 
-def test_clean_images_are_said_to_be_clean(tmp_path):
-    dataset = small_dataset(tmp_path)
-    dataset.table = dataset.table[dataset.table.image.isin(["a.jpg", "b.jpg"])]
-    assert any("Every image can be read" in note for note in dataset_report(dataset).notes)
-    photo(0).save(tmp_path / "b.jpg")
-    assert dataset_report(dataset).findings.kind.tolist() == ["repeated image"]
-
-
 def test_hash_is_near_for_the_same_photo_and_far_for_others():
     def distance(one, other):
         return int(np.bitwise_count(perceptual_hash(one) ^ perceptual_hash(other)).sum())
@@ -80,24 +72,3 @@ def test_hash_is_near_for_the_same_photo_and_far_for_others():
         assert distance(original, open_image(buffer)) <= NEAR
         assert distance(original, photo(seed + 100, 200)) > 2 * NEAR
     assert perceptual_hash(photo(0)).shape == (32,)
-
-
-def test_near_duplicates_equals_the_plain_double_loop():
-    generator = np.random.default_rng(0)
-    hashes = generator.integers(0, 256, (700, 32), dtype=np.uint8)
-    hashes[generator.integers(0, 700, 60)] = hashes[generator.integers(0, 700, 60)]
-    hashes[5] = hashes[600]
-    hashes[5, 0] ^= 0b101
-    bits = np.unpackbits(hashes, axis=1).astype(np.int16)
-    plain = {(i, j, int(np.abs(bits[i] - bits[j]).sum())) for i in range(700) for j in range(i + 1, 700)
-             if np.abs(bits[i] - bits[j]).sum() <= 40}
-    found = near_duplicates(hashes, 40)
-    assert set(found) == plain and len(found) == len(plain) > 20
-    assert (5, 600, 2) in found and [pair[2] for pair in found] == sorted(pair[2] for pair in found)
-
-
-@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="Flickr8k is not beside the repository")
-def test_the_real_flickr8k():
-    report = dataset_report(load_dataset("flickr8k", FLICKR8K), check_images=False)
-    assert report.counts.loc["train", ["images", "captions", "fewest", "most"]].tolist() == [6000, 30000, 5, 5]
-    assert 0 < report.counts.loc["dev", "new_words"] < 0.03

@@ -10,13 +10,6 @@ import run_all
 from helpers.files import record
 
 
-def test_nothing_is_written_outside_a_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.delenv("CAPTIONING_RESULTS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    record(model="a", bleu4=0.2)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_notebooks_record_stands_in_the_table(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(run_all, "BUILD", tmp_path)
     notebook = Path("02_cnn_lstm.ipynb")

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from helpers import features as cache
 from helpers.features import cache_features
-from helpers.files import CaptioningError
 from helpers.text import START, CaptionBatches
 from helpers.training import train
 from tests.test_features import Tiny, assert_right, encoded, fork, needs_fork, photos, small_blocks  # noqa: F401
@@ -86,15 +84,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
     assert {"model.safetensors", "config.json", "vocabulary.json"} <= saved
 
 
-def test_a_batch_for_fewer_images_than_processes_is_refused() -> None:
-    words = vocabulary()
-    data = CaptionBatches(
-        world("t"), [features("t")], words, start_id=START, end_id=words.end_id, images_per_batch=3, process=(0, 4)
-    )
-    with pytest.raises(CaptioningError, match="3 images cannot be shared by 4 processes"):
-        next(data.epoch(0))
-
-
 def test_measuring_is_shared_without_overlap() -> None:
     words = vocabulary()
     options = {"start_id": START, "end_id": words.end_id, "images_per_batch": 4}
@@ -143,40 +132,3 @@ def test_a_killed_job_goes_on_with_another_number_of_processes(photos, tmp_path)
     encoder = Tiny()
     assert_right(cache_features(encoder, photos), photos)  # one process takes over what two had begun
     assert encoder.encoded == 40 - 8 * done and before >= 8 * done
-
-
-@needs_fork
-def test_what_one_process_had_done_is_taken_over(photos, tmp_path) -> None:  # noqa: F811
-    torch.set_num_threads(1)  # a thread after the other, so that two blocks are whole when the third fails
-
-    class Stops(Tiny):
-        def grid(self, pixels):
-            if self.encoded >= 16:
-                raise KeyboardInterrupt
-            return super().grid(pixels)
-
-    with pytest.raises(KeyboardInterrupt):
-        cache_features(Stops(), photos, batch_size=8)
-    log = tmp_path / "log"
-    both = [fork(lambda n=n: cache_features(Tiny(log=log), photos, process=(n, 2))) for n in range(2)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in both] == [0, 0]
-    assert encoded(log) == 24
-    assert_right(cache_features(Stops(), photos), photos)
-
-
-@pytest.mark.parametrize("broken", ["features.npy", "done.json"])
-def test_a_merge_that_is_cut_short_goes_on(photos, tmp_path, monkeypatch, broken) -> None:  # noqa: F811
-    def stop(path, *_):
-        if Path(path).name == broken:
-            raise KeyboardInterrupt
-        return original(path, *_)
-
-    name = {"features.npy": "atomic_write", "done.json": "write_json"}[broken]
-    original = getattr(cache, name)
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, name, stop)
-        with pytest.raises(KeyboardInterrupt):
-            cache_features(Tiny(), photos)
-    encoder = Tiny()
-    assert_right(cache_features(encoder, photos), photos)
-    assert encoder.encoded == 0

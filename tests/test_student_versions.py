@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from notebook_tools import find_notebooks
-from student_versions import ANSWER, divide, main, student_version
+from student_versions import ANSWER, main, student_version
 
 ASK = "## Exercises\n\nSolutions: `notebooks/solutions/09.ipynb`.\n\n1. Write `double`.\n2. Halve it.\n\n## End"
 FULL = new_notebook(cells=[
@@ -43,13 +43,6 @@ def test_answers_are_emptied_and_tests_kept() -> None:
 def test_what_is_out_of_step_is_named() -> None:
     with pytest.raises(ValueError, match=r"asks exercises \[1, 2\], and the solutions answer \[1\]"):
         student_version(FULL, new_notebook(cells=SOLUTIONS.cells[:6]))
-
-
-def test_a_cell_is_divided_where_its_tests_begin() -> None:
-    assert divide("x = 1\ny = 2\nassert x\nassert y", first=True) == ("x = 1\ny = 2", "assert x\nassert y")
-    assert divide("# Check 1\nx = 1\nassert x", first=False)[0] == ""
-    assert divide("for x in y:\n    assert x", first=False)[1] == ""
-    assert divide("x = 1\ntorch.testing.assert_close(x, 1)", first=False)[0] == ""
 
 
 def test_every_notebook_is_in_step_with_its_solutions(tmp_path: Path) -> None:

