@@ -75,14 +75,6 @@ def test_part_of_a_dataset_is_read_when_asked_for(tmp_path):
     assert "no 'test' split" in message and "train (2 images)" in message
 
 
-def test_karpathy_file_gives_the_splits(tmp_path):
-    folder = kaggle(tmp_path, 3)
-    images = [{"filename": f"{n}.jpg", "split": ("train", "val", "test")[n], "sentences": []} for n in range(3)]
-    (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
-    dataset = read_flickr8k(folder)
-    assert [dataset.images(split) for split in ("train", "dev", "test")] == [["0.jpg"], ["1.jpg"], ["2.jpg"]]
-
-
 def test_flickr30k_with_bars_and_the_broken_row(tmp_path):
     photos(tmp_path / "flickr30k_images" / "flickr30k_images", "1.jpg", "2199200615.jpg")
     (tmp_path / "flickr30k_images" / "results.csv").write_text(

@@ -108,16 +108,6 @@ def test_a_file_that_loses_text_is_refused_and_untouched(folder: Path) -> None:
     assert (folder / "captions.csv").read_text() == changed
 
 
-def test_bad_folders_and_files_are_named(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("none", "empty"):
-        with pytest.raises(CaptioningError, match=f"{name} holds no photos"):
-            Labels(tmp_path / name)
-    (folder / "captions.csv").write_text("name,text\n")
-    with pytest.raises(CaptioningError, match="it has: name,text"):
-        Labels(folder)
-
-
 def test_a_captioner_may_suggest(folder: Path) -> None:
     asked = []
     cell = LabellingCell(folder, suggest=lambda path: asked.append(path.name) or "a blue field")
