@@ -51,12 +51,6 @@ class Jobs:
 # -- the work -----------------------------------------------------------------------------------------------------
 
 
-def digest(folder: Path, but: tuple[str, ...] = (".lock",)) -> dict[str, str]:
-    """Returns file -> hash of its bytes for all files below a folder."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in but}
-
-
 def encode(folder: str, photos: str, log: str) -> dict:
     """Encodes 64 small photos in blocks of 8, with a pause at each batch, and notes how many went through."""
     from helpers import features
@@ -101,20 +95,6 @@ def weights(model) -> str:
     return hashed.hexdigest()
 
 
-def draw(folder: str, images: int = 40) -> dict:
-    from pocket_scenes.scenes import generate
-
-    return {"files": digest(generate(folder, images, 48))}
-
-
-def fetch(folder: str, url: str, images: int) -> dict:
-    from helpers.datasets import read_flickr8k
-    from helpers.download import RemoteFile, Source, fetch_dataset
-
-    source = Source("local", (RemoteFile("f.zip", url),))
-    return {"files": digest(fetch_dataset("flickr8k", folder, read_flickr8k, [source], (images, 5)))}
-
-
 def save(folder: str, first: int, count: int) -> dict:
     """Saves one checkpoint after the other into the same folder; what is in it tells the number."""
     import torch
@@ -143,7 +123,7 @@ def load(folder: str) -> dict:
     return {"found": sorted(found), "number": config["number"]}
 
 
-WORK = {work.__name__: work for work in (encode, train, draw, fetch, save, load)}
+WORK = {work.__name__: work for work in (encode, train, save, load)}
 
 
 # -- the server ---------------------------------------------------------------------------------------------------
@@ -212,7 +192,6 @@ def main() -> None:
 
     import helpers.captioner
     import helpers.datasets
-    import helpers.download
     import helpers.losses  # noqa: F401
     import tests.test_features
     import tests.toy_captioners  # noqa: F401

@@ -128,6 +128,7 @@ def bad_files() -> dict[str, bytes]:
         "declares_huge.gif": bytes(gif),
         "declares_huge.bmp": bytes(bmp),
         "declares_nothing.png": png(0, 0, 1),
+        "declares_thread.png": png(1_700_000, 10, 10),
         "bomb.png": png(9000, 9000, 9000, colour=0),
         "many_passes.jpg": jpeg_of_many_passes(1000, 5000),
     }

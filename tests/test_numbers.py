@@ -147,7 +147,7 @@ def test_fp16_without_a_gpu_is_said_to_be_fp32(capsys) -> None:
 # Half precision keeps 11 bits of every product (fp16) or 8 (bf16), so where two captions are nearly tied, the other may
 # come first. For how many of the 14 sample photos the caption has to be the same, and by how much its log-probability
 # may differ, per token. One more is the same where this was measured.
-PRECISIONS = {torch.float64: (14, 1e-5), torch.float16: (13, 0.001), torch.bfloat16: (13, 0.004)}
+PRECISIONS = {torch.float16: (13, 0.001), torch.bfloat16: (13, 0.004)}
 NEARLY_TIED = {("clipcap-transformer", torch.float16): 12, ("cnn-lstm", torch.bfloat16): 11}
 
 
@@ -164,19 +164,6 @@ def test_a_shipped_captioner_says_the_same_in_another_precision(name, dtype, sam
     assert len(samples) == 14 and len(pairs) >= NEARLY_TIED.get((name, dtype), least)
     for a, b in pairs:
         assert abs(a.log_prob - b.log_prob) <= tolerance * len(a.words), a.caption
-
-
-@pytest.mark.parametrize("name", ["ShowAndTell", "ShowAttendTell"])
-def test_chances_are_exact_although_the_model_is_not(name, tmp_path) -> None:
-    """Logits rounded to bf16 lie on a grid: of 0.06 between 8 and 16, where many words would have the same."""
-    run = small_run(tmp_path, name)
-    with torch.no_grad():
-        run.model.output.bias += 10
-    model, features = run.model.bfloat16().eval(), run.views[0][list(run.dev)]
-    log_probs, _ = model.step(torch.zeros(len(features), dtype=torch.long), model.start(features))
-    assert log_probs.dtype == torch.float32
-    raw = (log_probs - log_probs[:, :1]).abs()
-    assert (raw[:, 1:] % 0.0625 > 1e-4).any(), "rounded before the softmax"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -79,21 +79,6 @@ def test_uploads_and_samples_stand_together_and_go_together(page, samples) -> No
     assert captions(page) == []
 
 
-def test_nothing_is_captioned_twice(page, toy, samples, monkeypatch) -> None:
-    counts, caption = [], Captioner.caption
-    monkeypatch.setattr(
-        Captioner, "caption", lambda self, items, **k: counts.append(len(items)) or caption(self, items, **k)
-    )
-    pick(page, samples[0].stem)
-    pick(page, samples[1].stem)
-    page.run()
-    assert counts == [1, 1]
-    page.sidebar.radio[0].set_value("Beam search").run()
-    assert counts == [1, 1, 2]  # both at once
-    page.sidebar.radio[0].set_value("The model's own").run()
-    assert counts == [1, 1, 2]
-
-
 def test_decoding_settings_reach_the_model(page, toy, samples) -> None:
     captioner, image = Captioner.load(toy), [samples[4]]
     pick(page, samples[4].stem)

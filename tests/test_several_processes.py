@@ -96,7 +96,7 @@ def test_measuring_is_shared_without_overlap() -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("processes", [2, 7])
 def test_every_image_is_encoded_once_by_one_of_them(photos, tmp_path, processes) -> None:  # noqa: F811
     log = tmp_path / "log"
     names = list(photos)
