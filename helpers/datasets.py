@@ -31,9 +31,9 @@ NEVER_PUBLISHED = {"2258277193_586949ec62.jpg.1", "2258277193_586949ec62.jpg"}
 class Dataset:
     """Captioned images: `table` has one row a caption with the columns image, caption and split, all text.
 
-    `image` is the file's name, relative to `image_dir`. A split is "train", "dev" or "test", or "" for images that no
-    split list names: those are in the table but in no split. `notes` says what the reader mended or left out. Raises
-    CaptioningError when an image is in two splits or the table is empty. Notebook 01, section 3.
+    `image` is the file's name in `image_dir`; a split is "train", "dev" or "test", or "" for images that are in none.
+    `notes` says what the reader mended or left out. Raises CaptioningError when an image is in two splits or the table
+    is empty. Notebook 01, section 3.
     """
 
     name: str
@@ -284,12 +284,10 @@ def _checked(
 
 @dataclass
 class Report:
-    """What a dataset holds, and what is wrong with it. `notes`: those of the reader. Notebook 01, section 5.
+    """What a dataset holds, and what is wrong with it: `counts` has a row a split, `findings` kind, image and detail.
 
-    `counts`: a row a split (and "all"); vocabulary: distinct words; new_words: the share that train does not have, 0 to
-    1; repeated: captions that occur again in the split. `findings`: kind, image, detail. The kinds: "missing",
-    "unreadable", "few captions", "near-duplicate" (of an image in another split: scores look better than they are),
-    "repeated image" (the same within a split).
+    new_words: the share that train does not have, 0 to 1; repeated: captions that occur again in the split;
+    near-duplicate: of an image in another split, so that scores look better than they are. Notebook 01, section 5.
     """
 
     name: str

@@ -46,10 +46,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get a dataset: archives, or a repository of the hub.
-
-    Notebook 01, section 1.
-    """
+    """One way to get a dataset: archives, or a repository of the hub. Notebook 01, section 1."""
 
     name: str
     files: tuple[RemoteFile, ...] = ()
@@ -93,8 +90,8 @@ def fetch_dataset(
     """Returns `folder` with the dataset `name` in it, fetched if it is missing or empty. Notebook 01, section 1.
 
     Each source is tried until one gives a dataset that `read` (folder -> Dataset) accepts with at least `expected` =
-    (images, captions an image). The folder appears whole or not at all; of two processes the second waits.
-    Raises CaptioningError with the reason each source failed for, and how to do it by hand.
+    (images, captions an image). The folder appears whole or not at all; of two processes the second waits. Raises
+    CaptioningError with why each source failed, and how to do it by hand.
     """
     folder = Path(folder).absolute()
     if name not in SOURCES:
@@ -174,13 +171,13 @@ def _unpack(archive: Path, folder: Path) -> None:
     shutil.rmtree(inner)
 
 
-def extract(archive: Path, folder: Path) -> int:
-    """Unpacks a zip or tar archive into an empty `folder`; returns the number of files. Notebook 01, section 1.
+def extract(archive: Path, folder: Path) -> None:
+    """Unpacks a zip or tar archive into an empty `folder`. Notebook 01, section 1.
 
     Raises CaptioningError when it is neither, is damaged, leads out of the folder, holds links or devices, or unpacks
     to more than MAX_RATIO times its size. What was written until then stays: the folder should be a temporary one.
     """
-    limit, count = max(archive.stat().st_size * MAX_RATIO, 10_000_000), 0
+    limit = max(archive.stat().st_size * MAX_RATIO, 10_000_000)
     try:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as packed:
             is_zip = isinstance(packed, zipfile.ZipFile)
@@ -198,7 +195,6 @@ def extract(archive: Path, folder: Path) -> int:
                     packed.extract(member, folder)
                 else:
                     packed.extract(member, folder, filter="data")  # refuses links that lead out, and devices
-                count += not member.is_dir() if is_zip else member.isreg()
     except CaptioningError:
         raise
     except tarfile.FilterError as error:
@@ -209,7 +205,6 @@ def extract(archive: Path, folder: Path) -> int:
         raise
     except Exception as error:  # zipfile and tarfile raise nearly everything on damaged input
         raise CaptioningError(f"{archive.name} is damaged or no zip or tar archive: {error}.") from error
-    return count
 
 
 def fetch_file(file: RemoteFile, folder: Path) -> Path:

@@ -31,17 +31,11 @@ STALE = 3600  # seconds after which a temporary file belongs to a process that w
 
 
 class CaptioningError(Exception):
-    """Input that cannot be used. The message names the thing, says what was expected and what to do.
-
-    Notebook 00, section 8, meets it.
-    """
+    """Input that cannot be used: the message names it, what was expected and what to do. Notebook 00, section 8."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
-    """Returns the error for a name that no table knows, with the nearest known name as a hint.
-
-    Notebook 00, section 3.
-    """
+    """Returns the error for a name that no table knows, with the nearest one as a hint. Notebook 00, section 3."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -49,10 +43,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
 
 
 def command(main: Callable[..., None]) -> Callable[..., int]:
-    """Makes `main` a command that returns its exit status: 0, or 1 after the message of a CaptioningError.
-
-    Notebook 00, section 9, calls such commands.
-    """
+    """Makes `main` return an exit status: 0, or 1 after a CaptioningError's message. Notebook 00, section 9."""
 
     @functools.wraps(main)
     def with_status(*arguments, **options) -> int:
@@ -67,10 +58,7 @@ def command(main: Callable[..., None]) -> Callable[..., int]:
 
 
 def pick_device(name: str = "auto") -> str:
-    """Returns the device `name`; "auto" is the GPU where there is one. Notebook 02, section 1.
-
-    Raises CaptioningError if it cannot be used here.
-    """
+    """Returns the device `name`, or raises CaptioningError; "auto": the GPU if there is one. Notebook 02, section 1."""
     import torch
 
     if name == "auto":
@@ -94,18 +82,12 @@ def fast_bf16(device: torch.device | str) -> bool:
 
 
 def usable_cores() -> int:
-    """Returns how many cores this process may run on: in a container often fewer than the machine has.
-
-    Notebook 01, section 8, prepares photos on all of them.
-    """
+    """Returns how many cores this process may run on, often fewer than there are. Notebook 01, section 8."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_dir() -> Path:
-    """Returns the folder for everything that can be made again: `CAPTIONING_CACHE`, else `data/cache`.
-
-    Notebook 01, section 8, keeps features there.
-    """
+    """Returns the folder for what can be made again: `CAPTIONING_CACHE`, else `data/cache`. Notebook 01, section 8."""
     return Path(os.environ.get("CAPTIONING_CACHE") or ROOT / "data" / "cache")
 
 
@@ -202,10 +184,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> object:
-    """Returns the value in a JSON file. Notebook 02, section 6.
-
-    Raises CaptioningError when it is missing or is not JSON.
-    """
+    """Returns the value in a JSON file; CaptioningError if it is missing or is none. Notebook 02, section 6."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

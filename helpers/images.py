@@ -36,10 +36,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def shown(name: object) -> str:
-    """Returns `name` fit for one line of a terminal or log: control characters and undecodable bytes are escaped.
-
-    Notebook 00, section 8.
-    """
+    """Returns `name` fit for one line: control characters, undecodable bytes are escaped. Notebook 00, section 8."""
     text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
@@ -48,12 +45,9 @@ def shown(name: object) -> str:
 def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> Image.Image:
     """Returns a photo as an 8-bit RGB image, upright, at its full size.
 
-    `source` is a path, an open binary file (an upload), the bytes of an image file, or a PIL image. The EXIF
-    orientation is applied, the first frame of an animation taken, transparency laid on white, CMYK and palettes
-    converted, and more than 8 bits a channel scaled down.
-    Raises CaptioningError when it is missing, not a regular file, empty, not an image, truncated, larger than
-    MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before anything is decoded).
-    Notebook 00, section 8.
+    `source` is a path, an open binary file (an upload), the bytes of an image file, or a PIL image. Of an animation the
+    first frame is taken, transparency is laid on white. Raises CaptioningError when it is no whole image, larger than
+    MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before decoding). Notebook 00, section 8.
     """
     if isinstance(source, Image.Image):
         name = shown(getattr(source, "filename", "") or "the image")
@@ -67,9 +61,8 @@ def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> I
 def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
     """Returns the files that `paths` name, each folder replaced by the images directly in it, in natural order.
 
-    Natural order puts photo2 before photo10. Nothing is opened: a path that does not exist, and a folder without
-    images, stay in the list, so that `open_image` says what is wrong with them and the others go on.
-    Notebook 00, section 2.
+    Natural order puts photo2 before photo10. A path that does not exist, and a folder without images, stay in the list:
+    `open_image` says what is wrong with them, and the others go on. Notebook 00, section 2.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -124,28 +117,18 @@ def _read_path(path: str | os.PathLike) -> bytes:
     if name.lower().startswith(("http://", "https://")):
         raise CaptioningError(f"{name} is a web address. Download the photo first and give the path of the file.")
     try:
-        # without O_NONBLOCK, opening a FIFO waits for a writer for ever
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        if os.path.isdir(path):
-            raise IsADirectoryError
-        handle = os.open(path, flags)
-    except IsADirectoryError:
-        raise CaptioningError(
-            f"{name} is a folder without images in it, not an image. Name a photo, or a folder that holds photos "
-            f"directly ({', '.join(SUFFIXES[:4])}, ...)."
-        ) from None
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise CaptioningError(f"{name} is a folder without images in it, not an image. Name a photo, or a folder "
+                                  f"that holds photos directly ({', '.join(SUFFIXES[:4])}, ...).")
+        if not stat.S_ISREG(mode):  # looked at before it is opened: opening a pipe waits for a writer for ever
+            raise CaptioningError(f"{name} is not a regular file (it is a pipe, a socket or a device). Name a photo.")
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise CaptioningError(f"There is no file {name}. Check the spelling and the folder.") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise CaptioningError(f"Cannot open {name}: {getattr(error, 'strerror', None) or error}.") from error
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise CaptioningError(f"{name} is not a regular file (it is a pipe, a socket or a device). Name a photo.")
-        try:
-            return file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise CaptioningError(f"Cannot read {name}: {error.strerror or error}.") from error
 
 
 def _identify(data: bytes, name: str) -> Image.Image:
@@ -186,11 +169,7 @@ def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
         raise CaptioningError(f"{name} is a JPEG with far too many passes. Open it and save it again.")
     try:
         image.load()
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise _too_large(name, "more")
         return _to_rgb(_upright(image))  # after load: some formats keep the orientation at their end
-    except CaptioningError:
-        raise
     except Exception as error:
         raise _damaged(name, error) from error
 
@@ -221,18 +200,12 @@ def _scale(image: Image.Image) -> Image.Image:
 
     Cameras store 10 or 12 bits in 16: the scale is the smallest usual one that holds the brightest pixel.
     """
-
-    values = np.asarray(image)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if low >= 0:
-        tops = [1.0] if image.mode == "F" else []
-        tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
-        low, high = 0.0, next((top for top in tops if high <= top), high)
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        grey = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=high, neginf=low)
-    grey = (grey - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    brightest = values.max()
+    tops = [1.0] if image.mode == "F" else []
+    tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    top = next((top for top in tops if brightest <= top), brightest)
+    return Image.fromarray(np.rint(values * (255.0 / top)).clip(0, 255).astype(np.uint8))
 
 
 def _too_large(name: str, size: str) -> CaptioningError:
@@ -272,7 +245,7 @@ def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> list[tuple[int, int
 
 
 def examine(paths: Mapping[str, Path]) -> tuple[list[tuple[str, str, str]], dict[str, np.ndarray]]:
-    """Returns ("missing" or "unreadable", name, why) for images that cannot be opened, and name -> hash for the others.
+    """Returns ("missing" or "unreadable", name, why) for what cannot be opened, and name -> hash for the others.
 
     On all cores. Notebook 01, section 5.
     """

@@ -44,8 +44,8 @@ def flickr8k_zip(images: int = 6, captions: int = 5, outer: str = "") -> bytes:
                    "__MACOSX/._captions.txt": b"x"})
 
 
-def extract_to(data: bytes, folder: Path, **options) -> int:
+def extract_to(data: bytes, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     archive = folder.with_name(folder.name + ".archive")
     archive.write_bytes(data)
-    return extract(archive, folder, **options)
+    extract(archive, folder)

@@ -120,8 +120,6 @@ def test_sixteen_bits_are_scaled_and_not_cut_off():
     assert np.asarray(open_image(whole))[0, :, 1].tolist() == [0, 255, 1]
     fraction = Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32))
     assert np.asarray(open_image(fraction))[0, :, 2].tolist() == [0, 51, 255]
-    signed = Image.fromarray(np.array([[-50.0, 0.0, 200.0, np.inf]], np.float32))
-    assert np.asarray(open_image(signed))[0, :, 0].tolist() == [0, 51, 255, 255]
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
@@ -211,13 +209,6 @@ def test_list_images_expands_folders_in_natural_order(tmp_path):
     assert "is a folder" in error_of(tmp_path / "empty")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert list_images([tmp_path / "loop"]) == [tmp_path / "loop"]
-
-
-def test_list_images_of_a_folder_holds_every_nasty_file(corpus):
-    folder = next(iter(corpus)).parent
-    listed = set(list_images(folder))
-    missing = {path.name for path in corpus if path not in listed}
-    assert missing == {"directory.jpg", "no_such_file.jpg"}
 
 
 def test_shown_is_one_printable_line():
