@@ -1,4 +1,4 @@
-"""Runs pieces of work in processes that can be killed, limited, or started together: see `Jobs`.
+"""Runs pieces of work in processes that can be killed: see `Jobs`.
 
 One interpreter imports everything once and then forks, so that a process takes milliseconds to start. It computes
 nothing itself: a process whose PyTorch has used its threads cannot be forked safely.
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Jobs:
-    """The other end: `run({"work": name, "folder": ...}, ...)` runs jobs at the same time and returns their answers.
+    """The other end: `run({"work": name, "folder": ...})` runs a job and returns its answer.
 
     Options of a job: `kill_after` (seconds), `kill_when` ([folder, pattern]: the seconds count from the moment when
     there is such a file with something in it). An answer has `status` ("done", "refused" with a CaptioningError's
@@ -32,8 +32,8 @@ class Jobs:
         self.process = subprocess.Popen([sys.executable, "-m", "tests.job_server"], cwd=ROOT, env=environment,
                                         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def run(self, *jobs: dict) -> list[dict]:
-        self.process.stdin.write(json.dumps(jobs) + "\n")
+    def run(self, job: dict) -> dict:
+        self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -153,31 +153,25 @@ def wait_for_file(pid: int, folder: str, pattern: str) -> float:
     return time.monotonic()
 
 
-def run(jobs: list[dict]) -> list[dict]:
-    """Forks a process for each job, kills those that are to be killed, and returns the answers."""
-    started = []
-    for job in jobs:
-        kill_after, kill_when = job.pop("kill_after", None), job.pop("kill_when", None)
-        source, out = os.pipe()
-        begin, pid = time.monotonic(), os.fork()
-        if not pid:
-            os.close(source)
-            child(job, out)
-            os._exit(0)
-        os.close(out)
-        started.append((pid, begin, kill_after, kill_when, source))
-    answers = []
-    for pid, begin, kill_after, kill_when, source in started:
-        if kill_after is not None:
-            counted = begin if kill_when is None else wait_for_file(pid, *kill_when)
-            time.sleep(max(0.0, counted + kill_after - time.monotonic()))
-            os.kill(pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
-        with os.fdopen(source, "rb") as file:
-            data = file.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        answer = json.loads(data) if data else {"status": "killed" if status == -signal.SIGKILL else "crashed"}
-        answers.append({**answer, "seconds": time.monotonic() - begin})
-    return answers
+def run(job: dict) -> dict:
+    """Forks a process for a job, kills it if it is to be killed, and returns its answer."""
+    kill_after, kill_when = job.pop("kill_after", None), job.pop("kill_when", None)
+    source, out = os.pipe()
+    begin, pid = time.monotonic(), os.fork()
+    if not pid:
+        os.close(source)
+        child(job, out)
+        os._exit(0)
+    os.close(out)
+    if kill_after is not None:
+        counted = begin if kill_when is None else wait_for_file(pid, *kill_when)
+        time.sleep(max(0.0, counted + kill_after - time.monotonic()))
+        os.kill(pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
+    with os.fdopen(source, "rb") as file:
+        data = file.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    answer = json.loads(data) if data else {"status": "killed" if status == -signal.SIGKILL else "crashed"}
+    return {**answer, "seconds": time.monotonic() - begin}
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def killed_runs(
                 clear()
                 anew += 1
                 moment = {"kill_after": chance.uniform(0, 0.05) * whole, "kill_when": [str(folder.parent), amid]}
-            (answer,) = jobs.run({**job, **moment})
+            answer = jobs.run({**job, **moment})
             if answer["status"] == "killed":
                 break
             assert answer["status"] == "done", answer
@@ -61,11 +61,11 @@ def age_what_was_left(folder: Path) -> list[Path]:
 
 def test_encoding(jobs, photos, tmp_path) -> None:
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
-    (expected,) = jobs.run({"work": "encode", "folder": str(whole), "photos": str(photos), "log": str(tmp_path / "l")})
+    expected = jobs.run({"work": "encode", "folder": str(whole), "photos": str(photos), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["names"]) == 64
     job = {"work": "encode", "folder": str(broken), "photos": str(photos), "log": str(log)}
     anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken), "**/blocks/*.json")
-    (answer,) = jobs.run(job)
+    answer = jobs.run(job)
     assert (answer["names"], answer["hash"]) == (expected["names"], expected["hash"])
     encoded = sum(map(int, log.read_text().split()))
     assert encoded <= 64 * (anew + 1) + 8 * (AT_RANDOM + AMID)  # at each kill one block of 8 is lost and no more
@@ -73,13 +73,13 @@ def test_encoding(jobs, photos, tmp_path) -> None:
 
 def test_training(jobs, tmp_path) -> None:
     """Two stages, with dropout, averaging, scheduled sampling and draws: bit-identical weights and history."""
-    (expected,) = jobs.run({"work": "train", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
+    expected = jobs.run({"work": "train", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["history"]) == 6, expected
     broken, log = tmp_path / "broken", tmp_path / "log"
     job = {"work": "train", "folder": str(broken), "log": str(log)}
     after_an_epoch = "broken/stage1-last.safetensors"  # with moments of the optimiser and the mean of the weights
     anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken), after_an_epoch)
-    (answer,) = jobs.run(job)
+    answer = jobs.run(job)
     assert answer["history"] == expected["history"] and answer["table"] == 7
     assert answer["weights"] == expected["weights"]
     epochs = log.read_text().split()
@@ -90,11 +90,11 @@ def test_training(jobs, tmp_path) -> None:
 def test_saving_checkpoints(jobs, tmp_path) -> None:
     """What is there after a kill is one checkpoint whole, or is refused by its hash; never a mixture."""
     folder, seen = tmp_path / "checkpoint", []
-    (timed,) = jobs.run({"work": "save", "folder": str(folder), "first": 1, "count": 30})
+    timed = jobs.run({"work": "save", "folder": str(folder), "first": 1, "count": 30})
     assert timed["status"] == "done", timed
 
     def look() -> None:
-        (answer,) = jobs.run({"work": "load", "folder": str(folder)})
+        answer = jobs.run({"work": "load", "folder": str(folder)})
         if answer["status"] == "done":
             numbers = set(answer["found"]) - {0.0}  # frozen parts and padding
             assert numbers <= {float(answer["number"])}
@@ -106,7 +106,7 @@ def test_saving_checkpoints(jobs, tmp_path) -> None:
     killed_runs(jobs, job, timed["seconds"], folder, look, "*/config.json")
     left = age_what_was_left(folder)
     jobs.run({"work": "save", "folder": str(folder), "first": 7, "count": 1})
-    (answer,) = jobs.run({"work": "load", "folder": str(folder)})
+    answer = jobs.run({"work": "load", "folder": str(folder)})
     assert answer["status"] == "done" and answer["number"] == 7 and 7.0 in answer["found"]
     assert len(seen) == AT_RANDOM + AMID and not any(path.exists() for path in left)
     assert {path.name for path in folder.iterdir()} == {
