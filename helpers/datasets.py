@@ -179,8 +179,7 @@ def read_dataset(
     """Returns the dataset in `folder`, in the layout `name` of LAYOUTS. Raises as `load_dataset` does.
 
     `csv` names the caption file where there are several. Splits come from lists, Karpathy's file, or the rows; without
-    any they are drawn (`seed`). A fault in one's own file stops the reader; in a published one empty captions and
-    control characters are mended. `missing="skip"` leaves out absent images and says so. Notebook 01, section 2.
+    any they are drawn (`seed`). `missing="skip"` leaves out absent images and says so. Notebook 01, section 2.
     """
     folder, layout = Path(folder), LAYOUTS[name]
     if not folder.is_dir():
@@ -273,8 +272,6 @@ def _checked(
     outside = table.loc[table["split"] == "", "image"].nunique()
     if splits and outside:
         notes.append(f"{outside:,} images are in no split list and are left out of the splits.")
-    if repeated := int(table.duplicated(["image", "caption"]).sum()):
-        notes.append(f"{repeated:,} rows repeat a caption of the same image (kept).")
     if bare := sorted(image for image in present - captioned if image.lower().endswith(SUFFIXES)):
         some = ", ".join(map(shown, bare[:5])) + ", ..." * (len(bare) > 5)
         notes.append(f"{len(bare):,} images have no caption: {some}")

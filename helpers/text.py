@@ -30,7 +30,6 @@ _MARKS = "".join(chr(code) for code in range(0x300, 0x20000)
                  if unicodedata.category(chr(code))[0] == "M" and not 0xFE00 <= code <= 0xFE0F)
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 _NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai ... Chinese
-SEGMENT = "Put blanks between the words first (pythainlp, jieba), or train a ClipCap, whose tokeniser needs none."
 
 
 def ngrams(words: Sequence[str]) -> list[Counter]:
@@ -41,8 +40,8 @@ def ngrams(words: Sequence[str]) -> list[Counter]:
 def normalise(caption: str) -> list[str]:
     """Returns the words of a caption: lower case, compatibility characters unified, punctuation dropped.
 
-    "A man's well-worn hat ." becomes `["a", "mans", "well", "worn", "hat"]`. Letters of any script are kept, with their
-    vowel signs and accents; decomposed accents equal composed ones. Notebook 01, section 6.
+    "A man's well-worn hat ." becomes `["a", "mans", "well", "worn", "hat"]`. Letters of any script keep their vowel
+    signs; decomposed accents equal composed ones. Notebook 01, section 6.
     """
     text = unicodedata.normalize("NFKC", caption).lower().translate(_INSIDE)
     return _WORD.findall(unicodedata.normalize("NFKC", text))  # again: a letter may now stand beside its accent
@@ -57,7 +56,8 @@ def without_blanks(captions: Iterable[str]) -> str:
     long = [found for found in words if _NO_BLANKS.search(found[0]) and sum(map(len, found)) / len(found) >= 5]
     if len(long) * 2 <= len(words):
         return ""
-    return f"{len(long):,} of {len(words):,} captions have no blanks between their words. {SEGMENT}"
+    return (f"{len(long):,} of {len(words):,} captions have no blanks between their words. Put blanks there first "
+            "(pythainlp, jieba), or train a ClipCap, whose tokeniser needs none.")
 
 
 class Vocabulary:
@@ -143,10 +143,9 @@ def teacher_forcing_batch(
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """Returns inputs and labels, both [N, T]: what the model reads at each position and what it should say next.
 
-    A caption `w1 w2` is read as `<start> w1 w2` and continued as `w1 w2 <end>`: the end is a label like any other, or
-    decoding would never stop. Padding is PAD in the inputs and IGNORE in the labels, so that no real token is skipped.
-    With `start_id=None` (a prefix stands before the caption, and its last output predicts `w1`) the inputs are `w1 w2`
-    and the labels still `w1 w2 <end>`, one longer. Notebook 01, section 7.
+    A caption `w1 w2` is read as `<start> w1 w2` and continued as `w1 w2 <end>`: without the end as label decoding would
+    never stop. Padding is PAD in the inputs, IGNORE in the labels. With `start_id=None` (a prefix stands before the
+    caption, and its last output predicts `w1`) the labels are one longer than the inputs. Notebook 01, section 7.
     """
     start = [] if start_id is None else [start_id]
     inputs = pad([start + list(ids) for ids in encoded], PAD)
@@ -181,8 +180,8 @@ class CaptionBatches:
     """Batches of one split. Epoch `e` of seed `s` is the same on every machine and after every restart.
 
     `views`: Features of the same images (plain, mirrored); each batch uses one at random. `process`: (number of this
-    process, number of processes); each gets its slice of every batch. Raises CaptioningError when captions and features
-    share no image, or a batch has fewer images than there are processes. Notebook 01, section 9.
+    process, number of processes). Raises CaptioningError when captions and features share no image, or a batch has
+    fewer images than there are processes. Notebook 01, section 9.
     """
 
     def __init__(
