@@ -152,11 +152,12 @@ def nearest_captions(
     train_references: Mapping[str, Sequence[str]],
     features: np.ndarray,
     images: Sequence[str],
+    neighbours: int = 1,
 ) -> dict[str, str]:
-    """Returns image -> a caption of its nearest training image by cosine (Devlin et al. 2015, sections 2 and 3).
+    """Returns image -> a caption of its nearest training images by cosine (Devlin et al. 2015, sections 2 and 3).
 
     train_features: float [M, D], rows in the order of `train_references`; features: float [N, D], rows in the order of
-    `images`. Of that image's captions the one that shares most with the others is taken. Notebook 01, section 10.
+    `images`. Of the neighbours' captions the one that shares most with the others is taken. Notebook 01, section 10.
     """
     names = list(train_references)
     shapes = (train_features.shape, features.shape)
@@ -168,7 +169,8 @@ def nearest_captions(
         )
     known, out = _unit(train_features), {}
     for image, vector in zip(images, _unit(features), strict=True):
-        out[image] = consensus(train_references[names[int(np.argmax(known @ vector))]])
+        near = np.argsort(-(known @ vector), kind="stable")[:neighbours]
+        out[image] = consensus([caption for row in near for caption in train_references[names[row]]])
     return out
 
 

@@ -1,4 +1,4 @@
-"""A small server that answers as the Hugging Face hub does to what helpers/captioner.py asks: create, commit, list, fetch."""
+"""A small server that answers as the Hugging Face hub does to what `captioner` asks: create, commit, list, fetch."""
 
 from __future__ import annotations
 
