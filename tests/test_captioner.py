@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,8 @@ from PIL import Image
 
 from helpers import captioner as door
 from helpers.captioner import Captioner, available, load_checkpoint, save_checkpoint
-from helpers.cnn_lstm import ShowAndTell
 from helpers.encoders import load_encoder
-from helpers.files import CaptioningError, sha256_file
+from helpers.files import CaptioningError
 from helpers.images import open_image
 from helpers.text import Vocabulary
 from helpers.training import train
@@ -76,41 +73,11 @@ def test_what_is_saved_is_what_is_loaded(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_weights_are_stored_at_half_precision_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    model = ShowAndTell(len(WORDS) + 4, 1280, embedding=8, hidden=16)
-    model.tokenizer = Vocabulary(WORDS)
-    save_checkpoint(tmp_path, model, {"name": "toy", "encoder": ENCODER, "features": "pooled"})
-    loaded = load_checkpoint(tmp_path)[0].state_dict()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(loaded[name], value, atol=1e-6, rtol=1e-3)
-    assert (tmp_path / "model.safetensors").stat().st_size < 2.2 * sum(v.numel() for v in loaded.values())
-
-
-def test_the_training_configuration_travels_along(saved: Path) -> None:
-    assert json.loads((saved / "training.json").read_text())["encoder"] == ENCODER
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "vocabulary.json"])
 def test_a_swapped_file_is_refused(file: str, copy: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", seed=1, words=WORDS[::-1])
     shutil.copy(other / file, copy / file)
     with pytest.raises(CaptioningError, match=rf"{file}.*SHA-256 differs"):
-        load_checkpoint(copy)
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "vocabulary.json"])
-def test_a_missing_file_is_named(file: str, copy: Path) -> None:
-    (copy / file).unlink()
-    with pytest.raises(CaptioningError, match=f"{file} is missing"):
-        load_checkpoint(copy)
-
-
-def test_a_vocabulary_of_another_size_is_refused(copy: Path) -> None:
-    Vocabulary([*WORDS, "extra"]).save(copy / "vocabulary.json")
-    hashes = {name: sha256_file(copy / name) for name in ("model.safetensors", "vocabulary.json")}
-    edit(copy, sha256=hashes)
-    with pytest.raises(CaptioningError, match="the vocabulary has 13 words"):
         load_checkpoint(copy)
 
 
@@ -130,15 +97,6 @@ def test_a_vocabulary_of_another_size_is_refused(copy: Path) -> None:
 def test_a_configuration_that_does_not_fit_is_refused(changes: dict, message: str, copy: Path) -> None:
     edit(copy, **changes)
     with pytest.raises(CaptioningError, match=message):
-        load_checkpoint(copy)
-
-
-@pytest.mark.parametrize("entry", ["format", "class", "options", "encoder", "tokenizer", "sha256"])
-def test_a_configuration_without_an_entry_is_refused(entry: str, copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    del config[entry]
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CaptioningError, match="lacks entries"):
         load_checkpoint(copy)
 
 
@@ -202,13 +160,6 @@ def test_a_photo_is_captioned_alone_as_in_a_batch(toy: Captioner, samples) -> No
     assert [c.caption for c in toy.caption(samples[:4], batch_size=1)] == [c.caption for c in together]
 
 
-def test_a_path_a_picture_and_a_file_are_one_photo(toy: Captioner, samples) -> None:
-    with Image.open(samples[0]) as picture, open(samples[0], "rb") as file:
-        captions = toy.caption([samples[0], str(samples[0]), picture, file, io.BytesIO(samples[0].read_bytes())])
-    assert len({(c.caption, round(c.log_prob, 3)) for c in captions}) == 1
-    assert captions[2].image == "image 3" and captions[4].image == "image 5"
-
-
 def test_every_way_to_name_photos_gives_the_same_captions(toy: Captioner, samples, tmp_path: Path) -> None:
     two = sorted(samples[:2])
     for photo in two:
@@ -235,16 +186,6 @@ def test_what_is_no_photo_is_one_error(toy: Captioner, images) -> None:
         toy.caption(images)
 
 
-def test_one_bad_item_is_one_error_beside_the_others(toy: Captioner, samples) -> None:
-    odd = [np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8), torch.zeros(3, 4, 4), 7, io.StringIO("text")]
-    reasons = ["float64", "[3, 4, 4] of uint8", "not Tensor", "not int", "mode 'rb'"]
-    *bad, good = toy.caption([*odd, samples[0]])
-    assert good.error is None and all(caption.caption is None for caption in bad)
-    for caption, reason in zip(bad, reasons, strict=True):
-        assert reason in caption.error
-    assert "open as text" in toy.caption(io.StringIO("text"))[0].error
-
-
 def test_the_device_may_be_chosen_by_the_machine(saved: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Captioner.load(saved, device="auto").device == "cpu"
@@ -259,11 +200,6 @@ def test_a_bad_photo_has_its_reason_and_the_others_go_on(toy: Captioner, samples
     assert "notes.jpg" in captions[1].error and "gone.jpg" in captions[2].error
     assert captions[1].caption is None and captions[1].log_prob is None
     assert captions[0].caption == toy.caption(samples[0])[0].caption
-
-
-def test_only_bad_photos_and_none_at_all(toy: Captioner, tmp_path: Path) -> None:
-    assert toy.caption([]) == []
-    assert toy.caption([tmp_path / "gone.jpg"])[0].error
 
 
 def test_candidates_are_ordered_and_decoding_options_reach_the_search(toy: Captioner, samples) -> None:
@@ -333,13 +269,3 @@ def test_a_shipped_captioner_tells_photos_apart(name: str, samples) -> None:
     captions = [caption.caption for caption in Captioner.load(name).caption(samples)]
     assert len(set(captions)) > len(samples) // 2
     assert all(3 <= len(caption.split()) <= 24 for caption in captions)
-
-
-@pytest.mark.parametrize("name", ["clipcap-mlp", "clipcap-transformer", "cnn-lstm"])
-def test_loading_imports_nothing_that_it_does_not_need(name, root) -> None:
-    """PyTorch's compiler would take as long as all the rest of a cold start together."""
-    slow = ("torch._dynamo", "transformers", "pandas", "matplotlib", "nltk", "torchvision")
-    code = "import sys, torch; before = set(sys.modules); from helpers.captioner import Captioner; "
-    code += f"Captioner.load({name!r}); print([m for m in {slow} if m in sys.modules and m not in before])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
-    assert run.stdout.strip() == "[]"

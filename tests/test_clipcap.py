@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from helpers.captioner import build_model, load_checkpoint, save_checkpoint
 from helpers.clipcap import ClipCap
 from helpers.decoding import decode
-from helpers.features import Features
 from helpers.files import CaptioningError
 from helpers.losses import CrossEntropy
-from helpers.text import IGNORE, CaptionBatches, pad, teacher_forcing_batch
+from helpers.text import IGNORE, pad, teacher_forcing_batch
 from helpers.training import run_stage
 from tests.toy_captioners import MEANINGS, REGIONS, WIDTH, features, world
 from tests.toy_language_models import FAMILIES, clipcap, clipcap_run, save_family
@@ -144,20 +143,6 @@ def test_a_batch_of_the_official_recipe_gives_the_same_loss_and_gradients(folder
     assert any(n.startswith("language_model") for n in names) == (tune == "full")
 
 
-@pytest.mark.parametrize(("feature_width", "clip_length", "length"), [(512, 10, 10), (640, 40, 40)])
-@torch.no_grad()
-def test_mappers_at_the_papers_sizes(feature_width: int, clip_length: int, length: int) -> None:
-    from helpers.clipcap import MLPMapper, TransformerMapper
-
-    x = torch.randn(2, 1, feature_width)
-    mlp = MLPMapper(feature_width, 96, length, regions=1)
-    assert mlp.model[0].out_features == 96 * length // 2
-    torch.testing.assert_close(mlp(x), paper_mlp(x[:, 0], mlp.state_dict(), length))
-    mapper = TransformerMapper(feature_width, 96, length, regions=1, layers=2, clip_length=clip_length).eval()
-    expected = paper_transformer(x[:, 0], mapper.state_dict(), length, clip_length, heads=8, layers=2)
-    torch.testing.assert_close(mapper(x), expected, atol=1e-5, rtol=1e-4)
-
-
 # -- teacher forcing and decoding are one model ------------------------------------------------------------------------
 
 
@@ -174,54 +159,6 @@ def test_teacher_forcing_equals_one_step_at_a_time(folders, mapper: str, family:
     assert logits.shape == (6, tokens.shape[1] + 1, len(model.tokenizer)) and attention.shape[-1] == 0
     stepped = walk(model, pictures(3, grid), tokens, row)
     torch.testing.assert_close(logits.log_softmax(-1), stepped, atol=1e-5, rtol=1e-4)
-
-
-@both_mappers
-@torch.no_grad()
-def test_shared_prefixes_give_what_separate_ones_give(folders, mapper: str) -> None:
-    model = clipcap(folders["gpt2"], mapper)
-    captions, row = encoded(model, 4)
-    tokens, images = pad(captions, 0), pictures(4)
-    torch.testing.assert_close(model(images, tokens, row)[0], model(images[row], tokens)[0], atol=1e-5, rtol=1e-4)
-    order = torch.tensor([5, 0, 3])
-    torch.testing.assert_close(
-        model(images, tokens[order], row[order])[0], model(images, tokens, row)[0][order], atol=1e-5, rtol=1e-4
-    )
-
-
-@torch.no_grad()
-def test_reordering_moves_whole_histories(folders) -> None:
-    model = clipcap(folders["gpt2"])
-    captions, _ = encoded(model, 3)
-    tokens, index = pad([c[:4] for c in captions[::2]], 0), torch.tensor([2, 0, 0, 1])
-    state = model.start(pictures(3))
-    _, state = model.step(tokens[:, 0], state)
-    for column in tokens.T[:2]:
-        _, state = model.step(column, state)
-    moved, _ = model.step(tokens[index, 2], model.reorder(state, index))
-    expected = walk(model, pictures(3), tokens[:, :3], torch.arange(3))[:, 3]
-    torch.testing.assert_close(moved, expected[index], atol=1e-5, rtol=1e-4)
-
-
-def by_transformers(model: ClipCap):
-    """The language model as transformers runs it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    theirs = GPT2LMHeadModel(GPT2Config(**model.language_model.config)).eval()
-    theirs.load_state_dict(model.language_model.state_dict())
-    return theirs
-
-
-def test_greedy_decoding_is_that_of_transformers(trained) -> None:
-    images = pictures(8)
-    groups = decode(trained, images, method="greedy", max_length=16)
-    for image, (hypothesis,) in zip(images, groups, strict=True):
-        prefix = trained.prefix(image[None])
-        theirs = by_transformers(trained).generate(
-            inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2]), max_new_tokens=16, do_sample=False,
-            eos_token_id=trained.end_id, pad_token_id=trained.end_id,
-        )  # fmt: skip
-        assert hypothesis.tokens == theirs[0].tolist()
 
 
 def test_beam_search_scores_what_teacher_forcing_scores(trained) -> None:
@@ -279,16 +216,6 @@ def test_the_end_and_token_zero_are_scored_like_any_other(folders) -> None:
         assert float(our_loss(model, pictures(2), [[5, 6], [5]], torch.arange(2))) == pytest.approx(float(expected))
 
 
-def test_a_batch_is_as_long_as_its_longest_caption(folders) -> None:
-    model = clipcap(folders["gpt2"])
-    references = {"t0.jpg": ["dog"], "t1.jpg": ["a red dog runs and a blue cat sits"]}
-    views = [Features(list(references), features("t", MEANINGS[:2], grid=False).array)]
-    data = CaptionBatches(references, views, model.tokenizer, start_id=None, end_id=model.end_id, images_per_batch=1)
-    lengths = [len(model.tokenizer.encode(c)) for (c,) in references.values()]
-    assert [batch.inputs.shape for batch in data.in_order()] == [(1, n) for n in lengths]
-    assert [batch.features.shape for batch in data.in_order()] == [(1, 1, WIDTH)] * 2
-
-
 # -- the prompt --------------------------------------------------------------------------------------------------------
 
 
@@ -305,15 +232,6 @@ def test_the_prompt_stands_between_prefix_and_caption(folders) -> None:
     generated = decode(model, pictures(2), method="greedy", max_length=5)
     state = model.start(pictures(2))
     assert [g[0].tokens[0] for g in generated] == state.log_probs.argmax(-1).tolist()
-
-
-def test_a_prompt_is_trained_with_and_kept_in_the_checkpoint(folders, tmp_path: Path, small_encoder) -> None:
-    model = clipcap(folders["gpt2"], prompt="this is")
-    run_stage(clipcap_run(tmp_path / "run", model), QUICK)
-    save_checkpoint(tmp_path / "saved", model, {"name": "prompted", "encoder": "small"})
-    again, _ = load_checkpoint(tmp_path / "saved")
-    assert again.config["prompt"] == "this is"
-    assert again.prefix(pictures(1)).shape[1] == 3 + len(model.tokenizer.encode("this is"))
 
 
 # -- what is trained, and what stays as it was -------------------------------------------------------------------------
@@ -337,24 +255,6 @@ def test_only_what_should_learn_learns(folders, tmp_path: Path, mapper: str, tun
         assert trained and all(".lora_" in name for name in trained)
     else:
         assert {f"language_model.{n}" for n, _ in model.language_model.named_parameters()} <= in_language_model
-
-
-@both_families
-def test_lora_starts_as_the_language_model_that_it_adapts(folders, family: str) -> None:
-    plain, adapted = (clipcap(folders[family], tune=tune) for tune in ("none", "lora"))
-    adapted.mapper.load_state_dict(plain.mapper.state_dict())
-    tokens = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        torch.testing.assert_close(adapted(pictures(1), tokens)[0], plain(pictures(1), tokens)[0])
-    count = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and ".lora_" in n)
-    assert 0 < count < sum(p.numel() for p in plain.language_model.parameters())
-
-
-def test_a_frozen_reader_keeps_its_dropout_off(folders) -> None:
-    for tune, expected in (("none", False), ("full", True)):
-        model = clipcap(folders["gpt2"], tune=tune).train()
-        assert model.training and model.mapper.training
-        assert model.language_model.training is expected
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -398,31 +298,6 @@ def test_a_checkpoint_gives_back_the_same_captioner(
     assert {n: p.requires_grad for n, p in again.named_parameters()} == {
         n: p.requires_grad for n, p in model.named_parameters()
     }
-
-
-def test_a_tuned_checkpoint_needs_no_language_model_beside_it(folders, tmp_path: Path, small_encoder) -> None:
-    import shutil
-
-    folder = shutil.copytree(folders["gpt2"], tmp_path / "lm")
-    model = clipcap(folder, tune="full")
-    save_checkpoint(tmp_path / "saved", model, {"name": "toy", "encoder": "small"})
-    shutil.rmtree(folder)
-    again, _ = load_checkpoint(tmp_path / "saved")
-    assert again.tokenizer.plain and again.tokenizer.decode(again.tokenizer.encode("a blue cat")) == "a blue cat"
-    model = clipcap(folders["gpt2"], tune="none")
-    model.config["language_model"] = str(folder)
-    save_checkpoint(tmp_path / "frozen", model, {"name": "toy", "encoder": "small"})
-    with pytest.raises(CaptioningError, match="language model .*lm' cannot be loaded"):
-        load_checkpoint(tmp_path / "frozen")
-
-
-def test_another_end_token_survives_saving(folders, tmp_path: Path, small_encoder) -> None:
-    stop = clipcap(folders["gpt2"]).tokenizer.encode("sits")[-1]
-    model = clipcap(folders["gpt2"], end_id=stop)
-    assert model.end_id == model.tokenizer.end_id == stop
-    save_checkpoint(tmp_path, model, {"name": "toy", "encoder": "small"})
-    again, _ = load_checkpoint(tmp_path)
-    assert again.end_id == again.tokenizer.end_id == stop
 
 
 # -- bad options -------------------------------------------------------------------------------------------------------

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from helpers.decoding import Hypothesis
 from helpers.encoders import load_encoder
 from helpers.files import CHECKPOINTS, CaptioningError
 from helpers.images import open_image
-from ranking import consensus
-from ranking.consensus import FILE, Consensus, build, find_anchors, grams, whitening
+from ranking.consensus import Consensus, build
 from ranking.rerank import FROZEN, FROZEN_KIND, rerank
 
 EAST, NORTH = (1.0, 0.0), (0.0, 1.0)
@@ -35,12 +33,6 @@ def folder(small, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"sha256": {}}))
     small.save(tmp_path)
     return tmp_path
-
-
-def test_n_grams_of_each_order() -> None:
-    one, two, three, four = grams("A dog, a DOG!")
-    assert one == {("a",): 2, ("dog",): 2} and two == {("a", "dog"): 2, ("dog", "a"): 1}
-    assert set(three) == {("a", "dog", "a"), ("dog", "a", "dog")} and set(four) == {("a", "dog", "a", "dog")}
 
 
 def test_the_score_is_ten_times_the_mean_cosine_with_the_neighbours_captions(small) -> None:
@@ -70,17 +62,6 @@ def test_rare_n_grams_are_left_out() -> None:
         build(VECTORS[:3], SAID[:3], min_photos=5)
 
 
-def test_only_the_heaviest_n_grams_of_an_anchor_are_kept(small) -> None:
-    short = build(VECTORS, SAID, anchors=2, neighbours=3, keep=2, min_photos=2)
-    assert short.rows.shape == (2, 2) and (short.weights >= small.weights.topk(2).values.min() - 1e-6).all()
-
-
-def test_anchors_are_the_means_of_groups() -> None:
-    around = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]), dim=-1)
-    found = find_anchors(around, 2, seed=1)
-    assert torch.allclose(found.sort(0).values, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), atol=1e-3)
-
-
 def test_candidates_are_ranked_by_it(small, monkeypatch) -> None:
     monkeypatch.setattr("ranking.rerank._consensus", lambda folder: small)
     encoder = type("Knowing", (), {"name": "knowing", "folder": Path("knowing")})()
@@ -101,54 +82,6 @@ def test_it_comes_back_from_its_file(small, folder) -> None:
     photos, captions = torch.tensor([EAST, NORTH]), [["a dog", "a car"], ["red car", "dog runs"]]
     for a, b in zip(again.score(photos, captions), small.score(photos, captions), strict=True):
         assert a == pytest.approx(b, abs=0.01)  # kept in fp16
-
-
-def test_a_changed_a_missing_or_an_impossible_file_is_refused(folder) -> None:
-    file, config = folder / FILE, folder / "config.json"
-    tensors = load_file(file)
-    file.write_bytes(file.read_bytes()[:-1] + b"!")
-    with pytest.raises(CaptioningError, match="not the file"):
-        Consensus.load(folder)
-    changes = ({"rows": tensors["rows"].int() + 100_000}, {"rows": tensors["rows"].int() - 100_000},
-               {"seen": tensors["seen"] * 0}, {"photos": torch.tensor([1])},
-               {"weights": tensors["weights"][:1]}, {"words": torch.zeros(0, dtype=torch.uint8)},
-               {"anchors": tensors["anchors"][:1]})  # fmt: skip
-    for change in changes:
-        save_file({**tensors, **change}, file)
-        config.write_text(json.dumps({"sha256": {FILE: consensus.sha256_file(file)}}))
-        with pytest.raises(CaptioningError, match="cannot be used"):
-            Consensus.load(folder)
-    save_file({"anchors": tensors["anchors"]}, file)
-    config.write_text(json.dumps({"sha256": {FILE: consensus.sha256_file(file)}}))
-    with pytest.raises(CaptioningError, match="cannot be used"):
-        Consensus.load(folder)
-    file.unlink()
-    with pytest.raises(CaptioningError, match="Set consensus_weight to 0"):
-        Consensus.load(folder)
-
-
-def test_whitening_makes_components_equal_by_half() -> None:
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(500, 3, generator=generator) @ torch.tensor([[9.0, 0, 0], [9.0, 1, 0], [0, 0, 1.0]]) + 5
-    projection, offset = whitening(vectors, 2)
-    placed = vectors @ projection + offset
-    assert placed.shape == (500, 2) and placed.mean(0).abs().max() < 1e-3
-    scaled = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-4)
-    deviations = torch.linalg.eigvalsh(scaled.T @ scaled / 500)[-2:].sqrt()
-    assert torch.allclose(placed.std(0), deviations.sqrt(), rtol=0.01)  # the root of what it was: half-way to 1
-
-
-def test_a_projection_places_photos(small, folder) -> None:
-    small.projection, small.offset = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.zeros(2)
-    small.save(folder)
-    again = Consensus.load(folder)
-    [[dog, car]] = again.score(torch.tensor([[0.0, 2.0, 7.0]]), [["a dog runs", "a car waits"]])  # EAST once projected
-    assert dog > 1 and car == pytest.approx(0.0, abs=1e-4)
-    tensors = load_file(folder / FILE)
-    save_file({**tensors, "offset": torch.zeros(3)}, folder / FILE)
-    (folder / "config.json").write_text(json.dumps({"sha256": {FILE: consensus.sha256_file(folder / FILE)}}))
-    with pytest.raises(CaptioningError, match="cannot be used"):
-        Consensus.load(folder)
 
 
 def test_the_shipped_one_knows_what_is_said_of_dogs(samples) -> None:

@@ -112,31 +112,6 @@ def test_the_rules_are_those_of_transformers(ours, same):
     assert [[h.tokens for h in g] for g in found] != [[h.tokens for h in g] for g in plain]
 
 
-def test_other_families_of_language_models_equal_transformers_too():
-    model, prefix = llama(3), prefixes(3, 3)
-    found = decode(model, prefix, beam_size=4, max_length=8, length_penalty=1.0)
-    assert_equal(found, theirs(model, prefix, 4, 8, length_penalty=1.0))
-
-
-def test_greedy_equals_that_of_transformers():
-    model, prefix = gpt2(5), prefixes(5, 6)
-    found = decode(model, prefix, "greedy", max_length=10)
-    assert [[h.tokens for h in g] for g in found] == [[t for t, _ in g] for g in theirs(model, prefix, 1, 10)]
-
-
-@few
-@given(seeds, st.sampled_from(["greedy", "beam", "sample"]), st.integers(2, 5))
-def test_a_batch_gives_what_its_images_give_alone(seed, method, images):
-    model, prefix = gpt2(seed), prefixes(seed, images)
-    options = {"beam_size": 3, "samples": 3, "max_length": 8}
-    together = decode(model, prefix, method, generator=torch.Generator().manual_seed(seed), **options)
-    draw = torch.Generator().manual_seed(seed)
-    alone = [decode(model, image[None], method, generator=draw, **options)[0] for image in prefix]
-    for a, b in zip(together, alone, strict=True):
-        assert [h.tokens for h in a] == [h.tokens for h in b]
-        assert [h.token_log_probs for h in a] == [pytest.approx(h.token_log_probs, abs=1e-4) for h in b]
-
-
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
@@ -170,17 +145,6 @@ def test_steps_and_reordering_equal_the_whole_sequence_anew(seed, layers, images
         logits, cache = read_on(model.language_model, cache, input_ids=tokens)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["decoding", "with gradients"])
-def test_the_rows_of_an_image_share_one_cache(training):
-    model, prefix = gpt2(1), prefixes(1, 2, 7)
-    with torch.set_grad_enabled(training):
-        _, cache = read_on(model.language_model, inputs_embeds=prefix)
-        cache.reorder_cache(torch.tensor([0, 0, 0, 1, 1, 1]))
-        read_on(model.language_model, cache, input_ids=torch.ones(6, 1, dtype=torch.long))
-    assert cache.seen.shape == (2, 3, 10) and cache.seen.sum(2).eq(8).all()  # 7 of the prefix, 3 words, one's own
-    assert all(store.shape[:2] == (2, 2) for store in cache.store.values())  # keys and values, images
-
-
 def test_the_prefix_is_read_once_an_image_and_never_again(monkeypatch):
     seen, run = [], Attention.forward
 
@@ -191,29 +155,6 @@ def test_the_prefix_is_read_once_an_image_and_never_again(monkeypatch):
     monkeypatch.setattr(Attention, "forward", counted)
     decode(gpt2(1, layers=1), prefixes(1, 4, 7), beam_size=3, max_length=5, min_length=5)
     assert seen == [4 * 7] + [4 * 3] * 4
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"scale_attn_by_inverse_layer_idx": True}, {"activation_function": "relu"}, {"scale_attn_weights": False}],
-    ids=lambda options: next(iter(options)),
-)
-@torch.inference_mode()
-def test_a_gpt2_that_computes_otherwise_is_left_to_transformers(options):
-    model, prefix = gpt2(2, **options), prefixes(2, 3)
-    assert model.language_model is model.theirs[0]
-    found = decode(model, prefix, max_length=6, length_penalty=1.0)
-    assert_equal(found, theirs(model, prefix, 5, 6, length_penalty=1.0))
-
-
-def test_half_precision_stays_near_the_full_one():
-    model, prefix = gpt2(4), prefixes(4, 4)
-    low = gpt2(4)
-    low.language_model.bfloat16()
-    for image, group in zip(prefix, decode(low, prefix, max_length=8, length_penalty=0.0), strict=True):
-        for h in group:
-            exact = sum(whole(model, image, h.tokens[:n])[token].item() for n, token in enumerate(h.tokens))
-            assert h.log_prob == pytest.approx(exact, abs=0.6)  # bf16 keeps 8 bits of each number
 
 
 def test_a_caption_longer_than_the_positions_is_refused_by_name():

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.captioner import Captioner, available, check, load_checkpoint, save_checkpoint
-from helpers.clipcap import new_language_model
+from helpers.captioner import Captioner, load_checkpoint, save_checkpoint
 from helpers.files import CaptioningError, load_weights, sha256_file
 from helpers.language_models import load_language_model
-from helpers.text import Vocabulary
 from tests.toy_captioners import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,9 +54,21 @@ def dangerous(tree: ast.AST) -> list[str]:
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         last = name.rsplit(".", 1)[-1]
         unsafe_load = name in ("torch.load", "load_state_dict_from_url") and options.get("weights_only") != "True"
-        unpickled = name in ("pickle.load", "pickle.loads", "joblib.load", "dill.load", "dill.loads", "torch.jit.load",
-                             "torch.hub.load", "eval", "exec", "yaml.load", "marshal.loads", "pandas.read_pickle",
-                             "pd.read_pickle")
+        unpickled = name in (
+            "pickle.load",
+            "pickle.loads",
+            "joblib.load",
+            "dill.load",
+            "dill.loads",
+            "torch.jit.load",
+            "torch.hub.load",
+            "eval",
+            "exec",
+            "yaml.load",
+            "marshal.loads",
+            "pandas.read_pickle",
+            "pd.read_pickle",
+        )
         allowed = any(options.get(option, "False") != "False" for option in ("allow_pickle", "trust_remote_code"))
         remote = last == "from_pretrained" and name.startswith("Auto") and options.get("trust_remote_code") != "False"
         if unsafe_load or unpickled or allowed or remote:
@@ -79,14 +89,6 @@ def test_no_code_of_a_file_is_ever_run() -> None:
     # TorchScript, in which OpenAI publishes its CLIPs, cannot be read otherwise; it is interpreted, and is no Python.
     assert [call.split(" at ")[0] for call in found.pop("helpers/files.py", [])] in ([], ["torch.jit.load"])
     assert loads >= 1 and found == {}
-
-
-@pytest.mark.parametrize("code", [
-    "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "np.load(p, allow_pickle=True)",
-    "AutoModel.from_pretrained(name)", "AutoModel.from_pretrained(name, trust_remote_code=True)", "eval(text)",
-])  # fmt: skip
-def test_the_scan_finds_what_it_looks_for(code) -> None:
-    assert len(dangerous(ast.parse(code))) == 1
 
 
 class Trap:
@@ -139,17 +141,6 @@ def test_a_language_model_with_code_of_its_own_is_not_asked_for_it(tmp_path, mon
     with pytest.raises(CaptioningError, match="cannot be loaded"):
         load_language_model(str(tmp_path))
     assert not (tmp_path / "mark").exists()
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_language_model_that_was_cut_short_is_one_message(file, tmp_path) -> None:
-    """As a kill or a full disk leaves it while transformers writes."""
-    folder = Path(shutil.copytree(ROOT / "data" / "checkpoints" / "pocket-gpt2", tmp_path / "gpt2"))
-    data = (folder / file).read_bytes()
-    (folder / file).write_bytes(data[: len(data) // 2])
-    with pytest.raises(CaptioningError, match="cannot be loaded") as caught:
-        load_language_model(str(folder))
-    assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 900
 
 
 # -- what a configuration may say ---------------------------------------------------------------------------------
@@ -207,13 +198,6 @@ def test_a_configuration_that_means_harm_is_refused(path, value, message, copy) 
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("content", ["[]", "7", "null", '"text"', "{}", "[" * 100_000, '{"format": 1'])
-def test_a_configuration_that_is_something_else_is_refused(content, copy) -> None:
-    (copy / "config.json").write_text(content)
-    with pytest.raises(CaptioningError, match="lacks entries|Cannot read"):
-        load_checkpoint(copy)
-
-
 @pytest.mark.parametrize(("name", "size"), [("hidden", 60_000), ("embedding", 50_000_000), ("feature_width", 10**8)])
 def test_a_configuration_that_asks_for_much_memory_is_refused_before_it_gets_it(name, size, copy) -> None:
     """A hidden state of 60,000 would need 58 GB."""
@@ -222,36 +206,3 @@ def test_a_configuration_that_asks_for_much_memory_is_refused_before_it_gets_it(
     with pytest.raises(CaptioningError, match="do not fit its configuration"):
         load_checkpoint(copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-
-
-@pytest.mark.parametrize("entry", [
-    {"auto_map": {"AutoModelForCausalLM": "evil--evil.Evil"}}, {"quantization_config": {}},
-    {"_attn_implementation": "evil/kernels"}, {"_attn_implementation_internal": "evil/kernels"},
-])  # fmt: skip
-def test_a_language_model_is_built_without_what_would_fetch_code(entry) -> None:
-    shape = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9,
-             "num_attention_heads": 1, "_remove_final_layer_norm": False}  # fmt: skip
-    model = new_language_model({**shape, **entry})
-    assert type(model).__name__ == "LlamaForCausalLM" and model.config._attn_implementation in ("sdpa", "eager")
-    assert not hasattr(model.config, "auto_map") and not hasattr(model.config, "quantization_config")
-
-
-def test_a_link_in_place_of_a_file_has_to_have_the_right_hash(copy, tmp_path) -> None:
-    (copy / "vocabulary.json").unlink()
-    (copy / "vocabulary.json").symlink_to("/etc/passwd")
-    with pytest.raises(CaptioningError, match="SHA-256 differs") as caught:
-        load_checkpoint(copy)
-    assert ":0:0:" not in str(caught.value)  # nothing of what it points to
-
-
-def test_words_swapped_with_their_hash_left_are_refused(copy) -> None:
-    words = json.loads((copy / "vocabulary.json").read_text())["words"]
-    Vocabulary(words[::-1]).save(copy / "vocabulary.json")
-    with pytest.raises(CaptioningError, match="vocabulary.json.*SHA-256 differs"):
-        load_checkpoint(copy)
-
-
-@pytest.mark.parametrize("name", available())
-def test_what_is_shipped_passes(name) -> None:
-    folder = ROOT / "data" / "checkpoints" / name
-    assert check(folder, json.loads((folder / "config.json").read_text()))["name"] == name

@@ -79,16 +79,6 @@ def test_brevity_penalty_takes_the_closest_reference_and_the_shorter_of_two() ->
     assert tie == pytest.approx(1.0)  # lengths 4 and 6 are as close to 5; 4 asks for no penalty
 
 
-def test_bleu_equals_nltk_where_captions_are_long_enough() -> None:
-    from nltk.translate.bleu_score import corpus_bleu
-
-    refs = [[caption.split() for caption in captions] for captions in REFERENCES.values()]
-    hyps = [caption.split() for caption in HYPOTHESES.values()]
-    scores = evaluate(REFERENCES, HYPOTHESES, ["BLEU"])
-    for n, name in enumerate(metrics.BLEU, 1):
-        assert scores[name] == pytest.approx(corpus_bleu(refs, hyps, weights=[1 / n] * n), abs=1e-6)
-
-
 def test_scoring_prints_and_warns_nothing(capsys: pytest.CaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -97,11 +87,6 @@ def test_scoring_prints_and_warns_nothing(capsys: pytest.CaptureFixture) -> None
     out = capsys.readouterr()
     assert out.out == out.err == ""
     assert max(scores.values()) < 1e-3
-
-
-def test_case_and_punctuation_do_not_matter() -> None:
-    loud = {image: f'"{caption.upper()}" !' for image, caption in HYPOTHESES.items()}
-    assert evaluate(REFERENCES, loud, FAST) == evaluate(REFERENCES, HYPOTHESES, FAST)
 
 
 def test_a_caption_equal_to_a_reference_scores_highest() -> None:
@@ -132,23 +117,6 @@ def test_without_java_meteor_is_skipped_in_one_line(monkeypatch, tmp_path, caplo
     assert "\n" not in record.message and "METEOR skipped" in record.message and "apt-get install" in record.message
 
 
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("echo 'Error: no memory' >&2\nexit 3", "exit status 3: Error: no memory"),
-        ("echo 1.0 2.0", "failed"),
-        ("while read line; do echo none; done", "failed"),
-    ],
-)
-def test_a_java_that_fails_stops_meteor_alone(monkeypatch, tmp_path, script: str, message: str) -> None:
-    fake = tmp_path / "java"
-    fake.write_text(f"#!/bin/sh\n{script}\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(CaptioningError, match=message):
-        metrics.meteor_counts({"1": ["a dog"]}, {"1": "a dog"})
-
-
 def test_meteor_of_counts_by_hand() -> None:
     counts = np.zeros(23)
     counts[:4] = [4, 5, 2, 2]  # 4 words, 5 in the reference, 2 function words in each
@@ -158,17 +126,6 @@ def test_meteor_of_counts_by_hand() -> None:
     mean = precision * recall / (0.85 * precision + 0.15 * recall)
     assert metrics.meteor_from_counts(counts) == pytest.approx(mean * (1 - 0.6 * (2 / 3) ** 0.2))
     assert metrics.meteor_from_counts(np.zeros((2, 23))).tolist() == [0.0, 0.0]
-
-
-@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
-def test_meteor_equals_pycocoevalcap_on_odd_captions() -> None:
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    hypotheses = {**HYPOTHESES, "0.jpg": "", "1.jpg": "zzz", "2.jpg": REFERENCES["2.jpg"][0], "3.jpg": "dog"}
-    scored = score_images(REFERENCES, hypotheses, ["METEOR"])
-    wanted, each = Meteor().compute_score(REFERENCES, {image: [caption] for image, caption in hypotheses.items()})
-    assert scored.scores()["METEOR"] == pytest.approx(wanted, abs=1e-9)
-    assert scored.per_image()["METEOR"].tolist() == pytest.approx(each, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -185,18 +142,6 @@ def test_meteor_equals_pycocoevalcap_on_odd_captions() -> None:
 def test_bad_input_is_named(references: dict, hypotheses: dict, message: str) -> None:
     with pytest.raises(CaptioningError, match=message):
         evaluate(references, hypotheses, ["BLEU"])
-
-
-def test_an_unknown_metric_is_named_with_the_nearest() -> None:
-    with pytest.raises(CaptioningError, match="Did you mean 'CIDEr'"):
-        evaluate(REFERENCES, HYPOTHESES, ["CIDER"])
-
-
-def test_importing_metrics_loads_nothing_heavy(root: Path) -> None:
-    heavy = ("torch", "nltk", "pandas", "pycocoevalcap", "matplotlib", "transformers")
-    code = f"import sys, helpers.metrics\nprint([m for m in {heavy!r} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert out.stdout.strip() == "[]"
 
 
 def write(folder: Path) -> tuple[Path, Path]:
@@ -220,22 +165,6 @@ def test_the_command_prints_one_json_object(root: Path, tmp_path: Path) -> None:
     assert {name: result[name] for name in wanted} == pytest.approx(wanted)
     low, high = result["intervals"]["BLEU-4"]
     assert low <= result["BLEU-4"] <= high
-
-
-def test_the_command_names_a_bad_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    hypotheses, references = write(tmp_path)
-    hypotheses.write_text("0.jpg\ta dog\n1.jpg a cat\n")
-    assert metrics.main(["--hypotheses", str(hypotheses), "--references", str(references)]) == 2
-    assert "expected image<TAB>caption" in capsys.readouterr().err
-
-
-def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    hypotheses, references = write(tmp_path)
-    arguments = ["--hypotheses", str(hypotheses), "--references", str(references), "--metrics", *FAST, "--intervals"]
-    assert metrics.main(arguments) == 0
-    header, row = capsys.readouterr().out.strip().split("\n")
-    assert header.split() == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
-    assert f"{evaluate(REFERENCES, HYPOTHESES, FAST)['CIDEr']:.3f} [" in row and row.count("[") == 6
 
 
 def test_a_table_shows_scores_intervals_and_what_is_missing() -> None:
@@ -284,12 +213,3 @@ def test_cocos_json_is_read(tmp_path: Path) -> None:
     results.write_text('[{"image": "a"}]')
     with pytest.raises(CaptioningError, match="JSON of image_id and caption"):
         read_hypotheses(results)
-
-
-def test_the_command_refuses_an_interval_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    hypotheses, references = tmp_path / "h.tsv", tmp_path / "r.tsv"
-    hypotheses.write_text("0.jpg\ta dog\n")
-    references.write_text("0.jpg\ta dog\n0.jpg\ta big dog\n")
-    arguments = ["--hypotheses", str(hypotheses), "--references", str(references), "--metrics", "BLEU", "--intervals"]
-    assert metrics.main(arguments) == 2
-    assert "at least two images" in capsys.readouterr().err

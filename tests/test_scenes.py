@@ -93,6 +93,8 @@ NOUNS = {
     **{f"{kind}s": kind for kind in ("dog", "cat", "horse", "cow", "bird", "duck")},
     **{kind: kind for kind in ("ball", "kite", "balloon", "umbrella", "bench", "sofa", "chair", "table", "snowman")},
 }  # fmt: skip
+
+
 def said(caption: str) -> set[str]:
     return set(caption.lower().split())
 
@@ -126,23 +128,6 @@ def test_captions_give_things_their_own_colours(drawn):
     assert pairs > SCENES
 
 
-def test_captions_count_right(drawn):
-    counted = 0
-    for _, captions, facts in drawn:
-        counts = {group["count"] for group in facts["groups"]}
-        for caption in captions:
-            words = caption.lower()
-            if re.search(r"\b(two|pair|couple)\b", words):
-                assert 2 in counts, caption
-                counted += 1
-            if re.search(r"\b(three|group of|some (?!buildings))", words):
-                assert 3 in counts, caption
-                counted += 1
-            if counts == {1}:
-                assert not re.search(r"\b(two|three|pair|couple|group)\b", words), caption
-    assert counted > 50
-
-
 def test_left_and_right_are_those_of_the_picture(drawn):
     told = 0
     for number in range(SCENES, SCENES + 10):
@@ -169,26 +154,6 @@ def overlap(a: list[int], b: list[int]) -> float:
     return max(0, wide) * max(0, high) / min((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
 
 
-def test_relations_hold_between_the_boxes(drawn):
-    seen = Counter()
-    for _, _, facts in drawn:
-        for r in facts["relations"]:
-            (l1, t1, r1, b1), (l2, t2, r2, b2) = a, b = box_of(facts, r["subject"]), box_of(facts, r["object"])
-            across = min(r1, r2) - max(l1, l2) > 0
-            holds = {
-                "beside": overlap(a, b) < 0.5 and abs(b1 - b2) < 24, "front": across and b1 > b2,
-                "behind": across and b1 < b2, "under": across and t2 < t1, "on": across and b1 < b2 and t1 < t2,
-                "seat": across and b1 <= b2 and t1 + b1 < t2 + b2, "background": b2 <= b1 or b2 < 100,
-                "over": across and b1 < (t2 + b2) / 2 and t1 < t2,
-                "ride": across and t1 < t2, "mount": across and t1 < t2, "shelter": across and t2 < t1,
-                "kite": t2 < t1, "hold": t2 < t1, "kick": b2 > 80, "chase": b2 > 80, "leash": overlap(a, b) < 0.6,
-            }  # fmt: skip
-            assert holds[r["relation"]], (r, a, b, facts["place"])
-            seen[r["relation"]] += 1
-    assert set(seen) == {"beside", "front", "behind", "under", "on", "seat", "over", "background", "ride", "mount",
-                         "shelter", "kite", "hold", "kick", "chase", "leash"}  # fmt: skip
-
-
 def test_boxes_are_inside_the_picture_large_enough_and_apart(drawn):
     for _, _, facts in drawn:
         assert Counter(o["group"] for o in facts["objects"]) == {i: g["count"] for i, g in enumerate(facts["groups"])}
@@ -199,14 +164,6 @@ def test_boxes_are_inside_the_picture_large_enough_and_apart(drawn):
         assert all((b[2] - b[0]) * (b[3] - b[1]) > 300 for b in main)
         assert all(overlap(a, b) < 0.6 for a, b in combinations(main, 2)), facts
         assert all(b[0] > 0 or b[2] < 128 for b in main)
-
-
-def test_the_world_is_wide_enough(drawn):
-    kinds = Counter(g["kind"] for *_, facts in drawn for g in facts["groups"])
-    assert len(kinds) >= 24 and min(kinds.values()) >= 3
-    assert len({facts["place"] for *_, facts in drawn}) == 10
-    assert len({g["action"] for *_, facts in drawn for g in facts["groups"]}) >= 20
-    assert {facts["time"] for *_, facts in drawn} == {"day", "sunset", "night", "rain"}
 
 
 # --- the folder ---
@@ -229,14 +186,6 @@ def test_the_layout_is_that_of_flickr8k(tmp_path):
     assert facts[4] == {"image": images[4], **truth} and [c for name, c in rows[1:] if name == images[4]] == captions
     with Image.open(folder / "Images" / images[4]) as stored:
         assert stored.format == "JPEG" and stored.size == (48, 48)
-
-
-def test_the_same_parameters_give_the_same_files_and_are_not_written_again(tmp_path):
-    one, two = generate(tmp_path / "one", 12, 48), generate(tmp_path / "two", 12, 48)
-    assert contents(one) == contents(two)
-    before = {path: path.stat().st_mtime_ns for path in one.rglob("*")}
-    generate(one, 12, 48)
-    assert {path: path.stat().st_mtime_ns for path in one.rglob("*")} == before
 
 
 def test_other_parameters_a_new_version_or_a_lost_image_make_it_anew(tmp_path, monkeypatch):
@@ -263,34 +212,6 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     assert (tmp_path / "photos" / "mine.jpg").read_bytes() == b"mine" and (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ValueError, match="3 to 99,999"):
         generate(tmp_path / "pocket", 2, 128)
-
-
-def start(folder: Path, images: int, before: str = "") -> subprocess.Popen:
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", f"{before}\nfrom pocket_scenes.scenes import generate\n"
-               f"generate({str(folder)!r}, {images}, 48)\n"]  # fmt: skip
-    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
-
-
-def test_two_at_once_both_succeed_with_one_copy(tmp_path):
-    runs = [start(tmp_path / "pocket", 40) for _ in range(2)]
-    assert [run.wait(120) for run in runs] == [0, 0], [run.stderr.read() for run in runs]
-    assert contents(tmp_path / "pocket") == contents(generate(tmp_path / "alone", 40, 48))
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"pocket", "alone"}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-def test_a_full_disk_keeps_the_earlier_set(tmp_path):
-    folder = generate(tmp_path / "pocket", 6, 48)
-    before = contents(folder)
-    limit = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
-    )
-    run = start(folder, 40, limit)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 1 and "File too large" in errors
-    assert contents(folder) == before and not (tmp_path / ".pocket.part").exists()
 
 
 def test_the_command_draws_and_names_what_is_wrong(tmp_path):
