@@ -23,6 +23,7 @@ from helpers.files import (
     save_tensors,
     sha256_file,
     unknown_name,
+    whole_files,
     write_json,
 )
 from helpers.text import UNKNOWN, Vocabulary, pad
@@ -32,7 +33,8 @@ from helpers.trunks import WIDTH, Encoder, LiteTrunk, weights_fingerprint
 def middle(image: Image.Image, longest: int = 16) -> Image.Image:
     """Returns the image, its long side cut to `longest` times the short one, around the middle.
 
-    A strip of 1 x 20,000 pixels would be scaled to an image of 3 GB. Notebook 04, section 1.
+    Scaling the shorter side of a strip of 1 x 20,000 pixels to 224 would make an image of 3 GB, of which CLIP's own
+    preprocessing keeps the middle square. Notebook 04, section 1.
     """
     width, height = image.size
     w, h = min(width, longest * height), min(height, longest * width)
@@ -59,7 +61,12 @@ class ClipEncoder(Encoder):
         return self.module.logit_scale.detach().float().exp().item()
 
     # Each family has: trunk(pixels [B, 3, S, S]) -> the last layer [B, T, D], a class token, if any, and the R regions;
-    # head(what trunk returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
+    # head(what trunk or stem returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
+
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Returns the part of `trunk`'s output that `head` reads: the class token [B, 1, D], or all regions."""
+        tokens = self.trunk(pixels)
+        return tokens[:, :1] if tokens.shape[1] > self.regions else tokens
 
     def grid(self, pixels: Tensor) -> Tensor:
         return self.trunk(pixels)[:, -self.regions :].float()
@@ -80,6 +87,10 @@ class ClipEncoder(Encoder):
         vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
         return F.normalize(vectors, dim=-1) if normalise else vectors
 
+    def dual(self, train_trunk: bool = False) -> ClipDual:
+        """Returns this model as what `pretraining.fine_tune` trains. The encoder and it share their weights."""
+        return ClipDual(self, train_trunk)
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
         x = pixels.to(self.device).float() / self.scale
@@ -88,6 +99,47 @@ class ClipEncoder(Encoder):
     def _ready(self, module: nn.Module, device: str) -> nn.Module:
         self.device = torch.device(device)
         return module.to(self.device).eval().requires_grad_(False)
+
+
+class ClipDual(nn.Module):
+    """A CLIP as a dual encoder: `image_side`, `text_side`, `trunk_parameters`, `logit_scale`.
+
+    With `train_trunk=False` the image tower stays as it is and the projections, the text tower and the temperature
+    learn; the tower's output (`stem`) may then be cached. The weights become fp32, since fp16 loses small steps.
+    BatchNorm keeps its statistics. Notebook 04, section 8.
+    """
+
+    def __init__(self, encoder: ClipEncoder, train_trunk: bool = False):
+        super().__init__()
+        self.encoder = encoder
+        self.model = encoder.module.float().requires_grad_(True)
+        for parameter in self.trunk_parameters():
+            parameter.requires_grad_(train_trunk)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        return self.model.logit_scale
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """Returns the image tower's parameters without its last projection."""
+        return self.encoder.trunk_parameters()
+
+    def image_side(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns vectors [B, E] and the grid [B, R, D] of uint8 pixels [B, 3, S, S] or a cached stem [B, T, D]."""
+        encoder = self.encoder
+        tokens = encoder.trunk(inputs) if inputs.ndim == 4 else inputs.to(encoder.device, encoder.module.dtype)
+        return encoder.head(tokens), tokens[:, -encoder.regions :]
+
+    def text_side(self, captions: Sequence[str]) -> Tensor:
+        """Returns vectors [N, E]."""
+        return self.encoder.text_vectors(captions)
+
+    def train(self, mode: bool = True) -> ClipDual:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 class OpenAIClipEncoder(ClipEncoder):
@@ -153,6 +205,16 @@ class OpenAIClipEncoder(ClipEncoder):
         tokens = clip.tokenize(list(captions), context_length=self.module.context_length, truncate=True)
         return self.module.encode_text(tokens.to(self.device))
 
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        last = ("attnpool.", "proj")
+        return [p for name, p in self.module.visual.named_parameters() if not name.startswith(last)]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the weights as a .safetensors file, which `load_encoder("clip:PATH")` reads; returns its path."""
+        path = Path(path).with_suffix(".safetensors")
+        save_tensors(path, self.module.state_dict())
+        return path
+
 
 def _weights_file(name: str, download_root: str | None) -> str:
     """Returns the path of a model's weights, downloaded by the package where they are not there yet."""
@@ -173,7 +235,10 @@ def _weights_file(name: str, download_root: str | None) -> str:
 
 
 class HuggingFaceClipEncoder(ClipEncoder):
-    """A CLIP or SigLIP (Zhai et al. 2023) of the hub or a local folder. Notebook 04, section 1."""
+    """A CLIP or SigLIP (Zhai et al. 2023) in the Hugging Face format: a name on the hub or a local folder.
+
+    Notebook 04, section 1.
+    """
 
     def __init__(self, name: str, device: str = "cpu"):
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -230,6 +295,16 @@ class HuggingFaceClipEncoder(ClipEncoder):
         names = ["input_ids"] if siglip else ["input_ids", "attention_mask"]
         out = self.module.get_text_features(**{n: tokens[n].to(self.device) for n in names})
         return out if isinstance(out, Tensor) else out.pooler_output
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.module.vision_model.named_parameters() if not name.startswith("head.")]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes model, tokenizer and image processor with `save_pretrained`; returns the folder."""
+        with whole_files(folder) as place:
+            for part in (self.module, self.tokenizer, self.processor):
+                part.save_pretrained(place)
+        return Path(folder)
 
 
 class Pooling(nn.Module):
