@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from webdataset.tariterators import tar_file_expander, url_opener
 
 from helpers.datasets import Dataset, split_by_image
+from helpers.encoders import encode_batches
 from helpers.features import Features
 from helpers.files import CaptioningError, atomic_write, cache_dir, command, read_json, write_json
-from helpers.images import SUFFIXES, open_image, shown
+from helpers.images import SUFFIXES, shown
 
 TABLE, LIST = "captions.csv", "shards.txt"
 # webdataset hands addresses to a shell (curl), so they may hold nothing that a shell understands
@@ -123,17 +123,12 @@ def shard_features(
 
 def _encoded(encoder, shard: str, kind: str, flip: bool, batch_size: int) -> tuple[list, np.ndarray, dict]:
     names, parts, failed, photos = [], [], {}, members(shard)
-    while batch := list(islice(photos, batch_size)):
-        pixels = []
-        for name, data in batch:
-            try:
-                pixels.append(encoder.prepare(open_image(data)))
-                names.append(name)
-            except CaptioningError as error:
-                failed[name] = str(error)
-        if pixels:
-            stacked = torch.stack(pixels)
-            parts.append(encoder.features(stacked.flip(-1) if flip else stacked, kind).cpu().half().numpy())
+    batches = iter(lambda: list(islice(photos, batch_size)), [])
+    for good, values, bad in encode_batches(encoder, batches, kind, flip):
+        names += good
+        failed |= bad
+        if values is not None:
+            parts.append(values.half().numpy())
     return names, np.concatenate(parts) if parts else np.empty(0, np.float16), failed
 
 
