@@ -9,7 +9,7 @@ SYSTEM_PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 py
 	&& { echo $$name; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment run test lint lab app serve site clean
+.PHONY: help environment run test lint lab app serve site address clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ build/site-env/.ready: requirements-site.txt
 	@$(SYSTEM_PYTHON) -m venv --clear build/site-env
 	@build/site-env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
 	@touch $@
+
+address:  ## write where the course is hosted into notebooks and documents: ADDRESS=owner/name, or git's origin
+	@$(SYSTEM_PYTHON) scripts/bootstrap_cell.py "$(or $(ADDRESS),$(shell git remote get-url origin))"
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build

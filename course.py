@@ -1,6 +1,6 @@
 """What every notebook's first cell calls once it has found the course's folder, which is where this file lies.
 
-Imports nothing of the course, so that it works where packages are still lacking. On one's own machine it only checks.
+Imports nothing of the course, so that it works where packages are still lacking.
 """
 
 from __future__ import annotations
@@ -28,6 +28,20 @@ MODULES = {
 }  # fmt: skip
 # Replacing one of these under a running Colab breaks it: another build of torch does not fit the driver.
 NEVER = ("torch", "torchvision", "numpy")
+# By a variable that the place sets: what to do there when it does not bring the packages above, or has no network.
+PLACES = {
+    "COLAB_RELEASE_TAG": "Colab brings them: choose Runtime > Disconnect and delete runtime, then open this again.",
+    "KAGGLE_KERNEL_RUN_TYPE": "Kaggle brings them: choose Session options > Environment > Always use latest, "
+    "and switch Internet on.",
+    "": f"Type `make lab` in {ROOT}, which installs them and opens the notebooks, or choose the kernel of its .venv.",
+}
+
+
+class NotReady(RuntimeError):
+    """What to type before the notebook can go on; shown as that line alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks an exception for it
+        return [str(self)]
 
 
 def lacking() -> list[str]:
@@ -35,33 +49,40 @@ def lacking() -> list[str]:
     return [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]
 
 
-def prepare() -> list[str]:
-    """Installs what is lacking when this is Colab; returns the packages installed, most often none.
+def prepare() -> None:
+    """Makes the course's folder the current one and importable, and installs what is lacking, most often nothing.
 
     torch, torchvision and numpy are never installed, and pip may not replace them for another package's sake.
-    Raises RuntimeError when something is lacking elsewhere, or could not be installed.
+    Raises NotReady when one of those is lacking, or something could not be installed.
     """
+    os.chdir(ROOT)
+    sys.path[:] = [str(ROOT), *(place for place in sys.path if place not in ("..", "../..", "captioning", str(ROOT)))]
+    advice = next(text for variable, text in PLACES.items() if not variable or variable in os.environ)
     packages = lacking()
-    if not packages:
-        return []
-    if "COLAB_RELEASE_TAG" not in os.environ:
-        raise RuntimeError(
-            f"This Python ({sys.executable}) lacks {', '.join(packages)}. Type `make lab` in {ROOT}, which installs "
-            "everything and opens the notebooks, or choose the kernel of its .venv."
-        )
-    if set(packages) & set(NEVER):
-        raise RuntimeError(f"Colab should bring {', '.join(NEVER)}. Choose Runtime > Disconnect and delete.")
+    if host := [package for package in packages if package in NEVER]:
+        raise NotReady(f"This Python ({sys.executable}) lacks {', '.join(host)}. {advice}")
+    if packages:
+        print(f"Installing {', '.join(packages)} for {sys.executable} …")
+        install(packages, advice)
+    clip = importlib.util.find_spec("clip")
+    if clip and clip.origin and not Path(clip.origin).with_name("simple_tokenizer.py").is_file():
+        raise NotReady("Another package named clip is installed. Type: %pip uninstall -y clip   %pip install rf-clip")
+
+
+def install(packages: list[str], advice: str) -> None:
+    """Installs packages within the bounds of requirements.txt. Raises NotReady when pip cannot."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.split("#")[0].strip() for line in lines if line.split(">=")[0] in packages]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in NEVER))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints, *wanted]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        command = [*pip, "--constraint", constraints, *wanted]
         run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
-        raise RuntimeError(f"pip could not install {', '.join(packages)}:\n{run.stderr.strip()[-800:]}")
+        reason = (run.stderr.strip() or "pip gave no reason").splitlines()[-1]
+        raise NotReady(f"pip could not install {', '.join(packages)}: {reason} {advice}")
     importlib.invalidate_caches()
-    return packages
 
 
 def from_drive(archive: str, folder: str | Path = ROOT / "data") -> Path:

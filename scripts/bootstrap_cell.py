@@ -1,78 +1,116 @@
-"""The first cell of every notebook, and the badge above it: `python scripts/bootstrap_cell.py [NOTEBOOK ...]`.
+"""Writes the course's address and release into whatever names them: `make address [ADDRESS=owner/name]`.
 
-Writes both into the named notebooks (default: all), so that a new release or another home is one change here. A test
-compares every notebook with this file. In a new notebook, write BADGE on a line of the first text cell and BOOTSTRAP
+`pyproject.toml` holds both facts. From there they go into the first cell and the badge of every notebook, the
+documents and CITATION.cff. `make` takes the address from `git remote get-url origin` where none is given; the script
+alone leaves it as it is. Needs no package. In a new notebook write BADGE on a line of the first text cell and BOOTSTRAP
 as the first code cell: both are filled in.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
-import nbformat
+ROOT = Path(__file__).resolve().parent.parent
+UNSET = "https://github.com/OWNER/image-captioning-course"  # nobody has said yet where the course is hosted
 
-from notebook_tools import FOLDER, ROOT, find_notebooks
-
-COURSE = "https://github.com/OWNER/image-captioning-course"  # OWNER: the account that hosts the course
-RELEASE = "v1.0.0"  # the tag whose files a notebook fetches when it is opened without the course, as in Colab
-
-CELL = f'''\
+CELL = """\
 # Finds the course's folder, or fetches it where there is none, as in Colab. Safe to run twice.
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-COURSE, RELEASE = "{COURSE}", "{RELEASE}"
-places = [Path.cwd(), *Path.cwd().parents, Path.cwd() / Path(COURSE).name]
-root = next((place for place in places if (place / "course.py").is_file()), None)
-if root is None:
-    root, source = places[-1], os.environ.get("CAPTIONING_COURSE", COURSE)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={{RELEASE}}", source, root], check=True)
-os.chdir(root)
-sys.path[:0] = [] if str(root) in sys.path else [str(root)]
+sys.path[:0] = ["..", "../..", "captioning"]
+if not any(Path(place, "course.py").is_file() for place in [".", *sys.path[:3]]):
+    COURSE = os.environ.get("CAPTIONING_COURSE", "{course}")
+    fetch = ["git", "-c", "core.askPass=true", "clone", "-q", "--depth=1", "--branch={release}", COURSE, "captioning"]
+    if not COURSE or subprocess.run(fetch).returncode:
+        sys.exit("The course is not here: upload its folder, or type %env CAPTIONING_COURSE=ADDRESS_OF_A_COPY above.")
 import course
 
-installed = course.prepare()  # names what Colab lacked; empty everywhere else'''
-
+course.prepare()"""
 FIRST_LINE = CELL.split("\n", 1)[0]  # also of earlier releases
-_BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)|^BADGE$", re.M)
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+
+
+def facts() -> tuple[str, str]:
+    """Returns the course's address and the tag of its release, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["urls"]["Repository"], f"v{project['version']}"
+
+
+def normal(address: str) -> str:
+    """Returns the address to clone from: `owner/name` and the forms of ssh become https, a path stays."""
+    address = address.strip().rstrip("/")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", address):
+        address = f"https://github.com/{address}"
+    address = re.sub(r"^(?:ssh://)?(?:\w+@)([\w.-]+)(?::\d+/|[:/])", r"https://\1/", address)
+    address = re.sub(r"^(https?://)[^/@]+@", r"\1", address)  # no token may end up in a notebook
+    return address.removesuffix(".git") if address.startswith("http") else address
+
+
+def slug(address: str) -> str:
+    """Returns `owner/name`, the last two parts of an address."""
+    return "/".join(address.removesuffix(".git").split("/")[-2:])
+
+
+def cell(address: str, release: str) -> str:
+    """Returns the source of a notebook's first code cell."""
+    return CELL.format(course="" if address == UNSET else address, release=release)
 
 
 def badge(path: Path) -> str:
     """Returns the Markdown of the badge that opens the notebook at `path` in Colab."""
-    address = COURSE.removeprefix("https://github.com/")
-    path = path.resolve()
-    place = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f"notebooks/{path.name}"
-    link = f"https://colab.research.google.com/github/{address}/blob/{RELEASE}/{place}"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+    address, release = facts()
+    place = "notebooks/solutions" if path.parent.name == "solutions" else "notebooks"
+    return f"{BADGE}(https://colab.research.google.com/github/{slug(address)}/blob/{release}/{place}/{path.name})"
 
 
-def stamp(book: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
-    """Returns the notebook with this release's cell and badge. Raises ValueError when it has no place for either."""
-    cell = next((cell for cell in book.cells if cell.cell_type == "code"), None)
-    if cell is None or not (cell.source.startswith(FIRST_LINE) or cell.source.strip() == "BOOTSTRAP"):
+def stamp(path: Path) -> str:
+    """Returns a notebook's text with its cell and badge. Raises ValueError when it has no place for one."""
+    book = json.loads(path.read_text(encoding="utf-8"))
+    title, code = book["cells"][0], next(cell for cell in book["cells"] if cell["cell_type"] == "code")
+    source = "".join(code["source"])
+    if not (source.startswith(FIRST_LINE) or source.strip() == "BOOTSTRAP"):
         raise ValueError(f"{path}: the first code cell is not the bootstrap cell")
-    if not _BADGE.search(book.cells[0].source):
+    text, times = re.subn(re.escape(BADGE) + r"\([^)]*\)|^BADGE$", badge(path), "".join(title["source"]), flags=re.M)
+    if not times:
         raise ValueError(f"{path}: the first cell has no Colab badge; write a line BADGE below the title")
-    cell.source = CELL
-    book.cells[0].source = _BADGE.sub(lambda _: badge(path), book.cells[0].source)
-    return book
+    title["source"] = text.splitlines(keepends=True)
+    code["source"] = cell(*facts()).splitlines(keepends=True)
+    return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def rewrite(text: str, old: str, new: str, release: str) -> str:
+    """Returns a document's text with the address `old` replaced by `new`, and the release in links."""
+    owner, _, name = slug(old).partition("/")
+    text = re.sub(rf"{re.escape(old)}(?![\w-])", new, text)
+    text = re.sub(rf"(?<=/){owner}/{name}(?![\w-])", slug(new), text)
+    pages = slug(new).replace("/", ".github.io/")
+    text = re.sub(rf"(?<=/){owner}\.github\.io/{name}(?![\w-])", pages, text)
+    text = re.sub(r"^(version: )[\d.]+$", rf"\g<1>{release[1:]}", text, flags=re.M)  # of CITATION.cff
+    return re.sub(rf"(?<=/{re.escape(slug(new))})(/blob/|/)v\d[\w.]*(?=[/?])", rf"\g<1>{release}", text)
 
 
 def main(arguments: list[str]) -> None:
-    for path in [Path(argument) for argument in arguments] or find_notebooks(solutions=True):
-        text = path.read_text(encoding="utf-8")
-        new = nbformat.writes(stamp(nbformat.reads(text, as_version=4), path)) + "\n"
-        if new != text:
-            path.write_text(new, encoding="utf-8")
-            print(f"{path}: rewritten")
-    readme = FOLDER / "README.md"
-    place = f"/github/{COURSE.removeprefix('https://github.com/')}/blob/{RELEASE}/notebooks"
-    text = re.sub(r"/github/[^/]+/[^/]+/blob/[^/]+/notebooks", place, readme.read_text(encoding="utf-8"))
-    readme.write_text(text, encoding="utf-8")
+    old, release = facts()
+    new = normal("".join(arguments) or old)
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), ROOT / "CITATION.cff", ROOT / "pyproject.toml"]:
+        write(path, rewrite(path.read_text(encoding="utf-8"), old, new, release))
+    for path in sorted(ROOT.glob("notebooks/**/[0-9]*.ipynb")):
+        write(path, stamp(path))
+    print(f"The course's address is {new}, its release {release}.")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes the file when its text changed, and says so."""
+    if text != path.read_text(encoding="utf-8"):
+        path.write_text(text, encoding="utf-8")
+        print(f"{path.relative_to(ROOT)}: rewritten")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
-
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 project = "Image captioning"
 author = "the course's contributors"
@@ -42,7 +43,6 @@ suppress_warnings = ["toc.not_included", "autoapi.python_import_resolution", "do
 
 def link_to_source(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Makes relative links to files that are no pages lead to the repository."""
-    address = (ROOT / "site" / "address.txt").read_text(encoding="utf-8").strip()
     folder = (ROOT / docname).parent
     for link in list(doctree.findall(nodes.reference)):
         target = link.get("refuri", "")
@@ -50,7 +50,7 @@ def link_to_source(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             continue
         path = (folder / target.split("#")[0]).resolve()
         if path.exists() and path.is_relative_to(ROOT) and path.suffix not in (".html",):
-            link["refuri"] = f"https://github.com/{address}/blob/main/{path.relative_to(ROOT)}"
+            link["refuri"] = f"{ADDRESS}/blob/main/{path.relative_to(ROOT)}"
 
 
 def setup(app: Sphinx) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,32 +16,31 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import bootstrap_cell
 import course
-from bootstrap_cell import CELL, RELEASE, badge
-from notebook_tools import find_notebooks
+from bootstrap_cell import cell, facts, normal, stamp
+from notebook_tools import execute, find_notebooks
 from tests.test_requirements import modules_of
 
+ADDRESS, RELEASE = facts()
+CELL = cell(ADDRESS, RELEASE)
 SHOW = """
 import json
-print(json.dumps([str(Path.cwd()), course.__file__, sys.path.count(str(root)), installed]))"""
+file, path = Path(course.__file__).resolve(), sys.path
+print(json.dumps([str(Path.cwd()), str(file), path[0], path.count(path[0]), ".." in path]))"""
 notebooks = pytest.mark.parametrize("path", find_notebooks(solutions=True), ids=lambda path: path.stem)
 
 
-def run(folder: Path, code: str = CELL, **env: str) -> list:
-    """Executes the cell in a fresh Python in `folder`. Returns the folder it ended in, course's file, and so on."""
+def run(folder: Path, code: str, **env: str) -> subprocess.CompletedProcess:
+    """Executes the code twice in a fresh Python in `folder`, then shows where it ended."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | env
-    command = [sys.executable, "-c", code + SHOW]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", f"{code}\n{code}\n{SHOW}"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @notebooks
 def test_every_notebook_begins_with_it(path: Path) -> None:
-    book = nbformat.read(path, as_version=4)
-    first = next(cell for cell in book.cells if cell.cell_type == "code")
-    assert first.source == CELL, "run `python scripts/bootstrap_cell.py`"
-    assert badge(path) in book.cells[0].source, "run `python scripts/bootstrap_cell.py`"
+    assert stamp(path) == path.read_text(encoding="utf-8"), "run `make address`"
 
 
 @notebooks
@@ -51,71 +51,121 @@ def test_colab_gets_all_that_a_notebook_imports(path: Path) -> None:
     assert modules_of(ast.parse(plain)) <= ours | {*sys.stdlib_module_names, *course.MODULES}, "add it to course.py"
 
 
-@pytest.mark.parametrize("place", [".", "notebooks/solutions"])
+@pytest.mark.parametrize("place", [".", "notebooks", "notebooks/solutions"])
 def test_at_home_it_only_finds_the_root(root: Path, place: str) -> None:
-    folder, file, times, installed = run(root / place, CELL + "\n" + CELL)
-    assert Path(folder) == root and Path(file) == root / "course.py"
-    assert times == 1 and installed == []
+    result = run(root / place, CELL)
+    assert json.loads(result.stdout) == [str(root), str(root / "course.py"), str(root), 1, False], result.stderr
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: object) -> None:
     options = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
     subprocess.run(["git", *options, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def test_elsewhere_it_fetches_the_release_once(tmp_path: Path, root: Path) -> None:
-    origin, empty = tmp_path / "origin", tmp_path / "content"
-    origin.mkdir()
-    empty.mkdir()
-    (origin / "course.py").write_bytes((root / "course.py").read_bytes())
-    git(origin, "init", "--quiet")
-    git(origin, "add", ".")
-    git(origin, "commit", "--quiet", "-m", "release")
-    git(origin, "tag", RELEASE)
-    (origin / "later.txt").write_text("after the release")
-    git(origin, "add", ".")
-    git(origin, "commit", "--quiet", "-m", "later")
-    clone = empty / "image-captioning-course"
-    first = run(empty, CELL + "\n" + CELL, CAPTIONING_COURSE=origin.as_uri(), COLAB_RELEASE_TAG="release")
-    assert Path(first[0]) == clone.resolve() and Path(first[1]).is_relative_to(clone.resolve()) and first[2] == 1
-    assert not (clone / "later.txt").exists()  # the tag, not the newest commit
-    again = run(empty, CAPTIONING_COURSE=str(tmp_path / "gone"), COLAB_RELEASE_TAG="release")  # a restarted kernel
-    assert again == first
+@pytest.fixture(scope="module")
+def copy(root: Path, tmp_path_factory) -> Path:
+    """A clone of a bare repository that holds what names the address, after `make address` and a push of the tag."""
+    folder = tmp_path_factory.mktemp("hosted")
+    git(folder, "init", "--quiet", "--bare", "course.git")
+    git(folder, "clone", "--quiet", "course.git", "copy")
+    names = ["*.md", "Makefile", "pyproject.toml", "CITATION.cff", "course.py", "notebooks", "*/*.md"]
+    for path in [path for name in [*names, "scripts/bootstrap_cell.py"] for path in root.glob(name)]:
+        target = folder / "copy" / path.relative_to(root)
+        target.parent.mkdir(exist_ok=True, parents=True)
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+    subprocess.run(["make", "address"], cwd=folder / "copy", check=True, capture_output=True)
+    git(folder / "copy", "add", ".")
+    git(folder / "copy", "commit", "--quiet", "-m", "release")
+    git(folder / "copy", "tag", RELEASE)
+    git(folder / "copy", "push", "--quiet", "--tags", "origin", "HEAD")
+    return folder / "copy"
+
+
+def test_one_command_writes_the_address_everywhere(root: Path, copy: Path) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in copy.rglob("*.*") if path.suffix in (".md", ".ipynb")}
+    texts |= {copy / name: (copy / name).read_text() for name in ("pyproject.toml", "CITATION.cff")}
+    assert not [path for path, text in texts.items() if bootstrap_cell.slug(ADDRESS) in text]
+    named = {path.name for path, text in texts.items() if f"{copy.parent.name}/course" in text}
+    assert {"README.md", "CITATION.cff", "pyproject.toml", find_notebooks()[0].name} <= named
+    for path in (path for path in texts if path.suffix != ".ipynb"):  # and what stands here agrees already
+        text = (root / path.relative_to(copy)).read_text(encoding="utf-8")
+        assert bootstrap_cell.rewrite(text, ADDRESS, ADDRESS, RELEASE) == text, "run `make address`"
+
+
+def test_alone_in_a_folder_it_fetches_the_release_once(copy: Path, tmp_path: Path) -> None:
+    book = copy / "notebooks" / find_notebooks()[0].name
+    code = next(cell for cell in nbformat.read(book, as_version=4).cells if cell.cell_type == "code").source
+    there = str(tmp_path.resolve() / "captioning")
+    first = run(tmp_path, code)
+    assert json.loads(first.stdout) == [there, f"{there}/course.py", there, 1, False], first.stderr
+    again = run(tmp_path, code, CAPTIONING_COURSE=str(tmp_path / "gone"))  # a restarted kernel
+    assert again.stdout == first.stdout
+
+
+def test_where_nobody_said_where_the_course_is_one_line_does(tmp_path: Path) -> None:
+    code = cell(bootstrap_cell.UNSET, RELEASE)
+    result = run(tmp_path, code, CAPTIONING_COURSE="")
+    assert re.fullmatch(r"The course is not here: upload .*CAPTIONING_COURSE.*\n", result.stderr)
+    result = run(tmp_path, code, CAPTIONING_COURSE=str(tmp_path / "gone"))
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "upload its folder" in result.stderr
+
+
+@pytest.mark.parametrize("origin", [
+    "ada/course", "https://github.com/ada/course.git", "https://github.com/ada/course/\n",
+    "git@github.com:ada/course.git", "ssh://git@github.com/ada/course", "ssh://git@github.com:22/ada/course.git",
+    "https://x:key@github.com/ada/course",
+])  # fmt: skip
+def test_every_form_of_an_address_is_one_address(origin: str) -> None:
+    assert normal(origin) == "https://github.com/ada/course"
 
 
 @pytest.fixture
-def without(monkeypatch):
-    """Makes modules look as if they were not installed."""
+def without(monkeypatch, tmp_path):
+    """Makes modules look as if they were not installed, and calls of pip as if they did what `result` says."""
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def hide(*names: str) -> None:
+    def hide(*names: str, result: tuple = (0, "", "")) -> list:
+        def pip(command, **options):
+            place = command.index("--constraint") + 1
+            calls.append((command[place + 1 :], Path(command[place]).read_text().splitlines()))
+            return subprocess.CompletedProcess(command, *result)
+
         real = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else real(name))
+        monkeypatch.setattr(subprocess, "run", pip)
+        return calls
 
     return hide
 
 
-def test_colab_gets_what_it_lacks_and_keeps_its_torch(monkeypatch, without) -> None:
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    without("efficientnet_lite_pytorch", "pycocoevalcap")
-    calls = []
-
-    def pip(command, **options):
-        place = command.index("--constraint") + 1
-        calls.append((command[place + 1 :], Path(command[place]).read_text().splitlines()))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", pip)
-    assert course.prepare() == ["efficientnet-lite-pytorch", "pycocoevalcap"]
+def test_what_is_lacking_is_installed_and_torch_is_kept(without, capsys) -> None:
+    calls = without("efficientnet_lite_pytorch", "pycocoevalcap")
+    course.prepare()
     ((wanted, constraints),) = calls
     assert wanted == ["efficientnet-lite-pytorch>=0.1,<1", "pycocoevalcap>=1.2,<2"]
     assert [line.split("==")[0] for line in constraints] == ["torch", "torchvision", "numpy"]
-    failed = subprocess.CompletedProcess([], 1, "", "no connection")
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(RuntimeError, match="could not install .*:\nno connection"):
+    assert "Installing efficientnet-lite-pytorch, pycocoevalcap" in capsys.readouterr().out
+    without(result=(1, "", "much\nERROR: no connection"))
+    with pytest.raises(course.NotReady, match="could not install .*: ERROR: no connection Type `make lab`"):
         course.prepare()
+
+
+@pytest.mark.parametrize("place", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "HOME"])
+def test_each_place_without_torch_has_its_line(without, monkeypatch, place: str) -> None:
+    monkeypatch.setenv(place, "x")
     without("torch", "nltk")
-    with pytest.raises(RuntimeError, match="Colab should bring torch"):
+    with pytest.raises(course.NotReady, match=r"lacks torch\. " + course.PLACES.get(place, "Type `make lab`")[:12]):
         course.prepare()
+
+
+def test_another_clip_is_one_line_in_the_notebook(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.py").write_text("")
+    code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]\nimport course\ncourse.prepare()"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "book.ipynb")
+    (line,) = execute(tmp_path / "book.ipynb")[0].cells[0].outputs[0].traceback
+    assert re.fullmatch(r"Another package named clip is installed\. Type: .*", line)
 
 
 def test_an_archive_on_drive_is_unpacked_once(tmp_path: Path, monkeypatch) -> None:
