@@ -1,6 +1,6 @@
 """Fetches the full-size datasets: one source after the other, checked, unpacked, and put in place whole.
 
-A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`.
+A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`. The sources are in `data/sources.json`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,27 @@ import http.client
 import os
 import re
 import shutil
-import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers.files import CaptioningError, only_one, unknown_name, writing
+from helpers.files import ROOT, CaptioningError, only_one, read_json, unknown_name, writing
 
 TIMEOUT = 30  # seconds without a byte
 TRIES = 4  # in a row without any progress
 PAUSE = 0.5  # seconds before the second try; doubled before each later one
 MAX_RATIO = 200  # unpacked to packed: photos are near 1, captions below 10, bombs above 1,000
-_IGNORED = re.compile(r"(^|/)(__MACOSX/|\.DS_Store$|Thumbs\.db$|\._)")
-_JBROWNLEE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
-_COCO = "http://images.cocodataset.org"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the web: its name here, its address, its "md5:..." or "sha256:..." if known. Notebook 01, section 1."""
+    """A zip archive on the web, and its "md5:..." or "sha256:..." if known. Notebook 01, section 1."""
 
     name: str
     url: str
@@ -49,38 +44,16 @@ class Source:
     """One way to get a dataset: archives, or a repository of the hub. Notebook 01, section 1."""
 
     name: str
-    files: tuple[RemoteFile, ...] = ()
+    files: Sequence[RemoteFile] = ()
     repository: str | None = None
     revision: str | None = None
 
 
-_KARPATHY = RemoteFile(
-    "caption_datasets.zip", "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-    "md5:4fa8c08369d22fe16e41dc124bd1adc2", optional=True,
-)  # fmt: skip
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "flickr8k": (
-        Source("GitHub jbrownlee/Datasets", (
-            RemoteFile("Flickr8k_Dataset.zip", f"{_JBROWNLEE}/Flickr8k_Dataset.zip",
-                       "md5:f18a1e2920de5bd84dae7cf08ec78978"),
-            RemoteFile("Flickr8k_text.zip", f"{_JBROWNLEE}/Flickr8k_text.zip",
-                       "md5:bf6c1abcb8e4a833b7f922104de18627", into="Flickr8k_text"))),
-        Source("Hugging Face jxie/flickr8k", repository="jxie/flickr8k"),
-    ),
-    "flickr30k": (
-        Source("Hugging Face nlphuji/flickr30k", repository="nlphuji/flickr30k", revision="refs/convert/parquet"),
-    ),
-    "coco": (
-        Source("COCO 2014", (
-            RemoteFile("annotations_trainval2014.zip", f"{_COCO}/annotations/annotations_trainval2014.zip",
-                       "md5:0a379cfc70b0e71301e0f377548639bd"),
-            _KARPATHY,
-            RemoteFile("val2014.zip", f"{_COCO}/zips/val2014.zip", "md5:a3d79f5ed8d289b7a7554ce06a5782b3"),
-            RemoteFile("train2014.zip", f"{_COCO}/zips/train2014.zip", "md5:0da8c0bd3d6becc4dcb32757491aca88"))),
-    ),
-}  # fmt: skip
-EXPECTED = {"flickr8k": (8000, 5), "flickr30k": (31000, 5), "coco": (120000, 5)}  # images at least, captions an image
-DISK = {"flickr8k": 2.5e9, "flickr30k": 14e9, "coco": 42e9}  # bytes needed while archives and files are both there
+_DATASETS = read_json(ROOT / "data" / "sources.json")
+EXPECTED = {name: (entry["images"], entry["captions"]) for name, entry in _DATASETS.items()}  # captions an image
+SOURCES = {name: [Source(one["name"], [RemoteFile(**file) for file in one.get("files", ())], one.get("repository"),
+                         one.get("revision")) for one in entry["sources"]]
+           for name, entry in _DATASETS.items()}  # fmt: skip
 
 
 def fetch_dataset(
@@ -96,21 +69,18 @@ def fetch_dataset(
     folder = Path(folder).absolute()
     if name not in SOURCES:
         raise unknown_name("dataset to download", name, SOURCES)
+    sources = sources or SOURCES[name]
     work, problems = folder.with_name(folder.name + ".download"), []
     with only_one(work):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
-        free = shutil.disk_usage(folder.parent).free
-        if sources is None and free < DISK[name]:
-            raise CaptioningError(f"{name} needs {DISK[name] / 1e9:.1f} GB while it is unpacked; {folder.parent} has "
-                                  f"{free / 1e9:.1f} GB left. Free some, or name a data_dir on another disk.")
-        for source in sources or SOURCES[name]:
+        for source in sources:
             try:
                 _from_source(source, folder, work, read, expected or EXPECTED[name])
                 return folder
             except CaptioningError as error:
                 problems.append(f"- {source.name}: {error}")
-    files = next((source.files for source in sources or SOURCES[name] if source.files), ())
+    files = next((source.files for source in sources if source.files), ())
     raise CaptioningError("\n".join([
         f"{name} could not be downloaded.", *problems, "By hand: where there is a connection, download",
         *(f"    {file.url}" for file in files), f"  put the files into {work} under the same names and call again, or",
@@ -127,15 +97,15 @@ def _from_source(source: Source, folder: Path, work: Path, read: Callable, expec
             if not file.optional:
                 raise
             print(f"{file.name} is left out: {error}")
-    shutil.rmtree(work / "unpacked", ignore_errors=True)  # of a run that was killed; nobody else is here
-    part = work / "unpacked" / "dataset"
+    part = work / "unpacked"
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed; nobody else is here
     try:
         with writing(folder):
             part.mkdir(parents=True)
             if source.repository is not None:
                 from_hub(source, part)
             for file, path in archives.items():
-                _unpack(path, part / file.into)
+                extract(path, part / file.into)
             counts = read(part).table.groupby("image").size()
             if len(counts) < expected[0] or counts.min() < expected[1]:
                 raise CaptioningError(f"what was downloaded has {len(counts):,} images with {counts.min()} captions or "
@@ -144,67 +114,34 @@ def _from_source(source: Source, folder: Path, work: Path, read: Callable, expec
                 folder.rmdir()  # empty, or we should not be here
             os.rename(part, folder)
     except CaptioningError:
+        shutil.rmtree(part, ignore_errors=True)
         for file, path in archives.items():
             if file.hash is None:  # a known hash says that the bytes are right
                 path.unlink(missing_ok=True)
         raise
-    finally:
-        shutil.rmtree(work / "unpacked", ignore_errors=True)
     for path in archives.values():
         path.unlink(missing_ok=True)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks into `folder`, without the outer folders that some archives put around everything."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inner = Path(tempfile.mkdtemp(prefix="unpack.", dir=folder))
-    extract(archive, inner)
-    root, entries = inner, list(inner.iterdir())
-    while len(entries) == 1 and entries[0].is_dir() and entries[0].name != "annotations" \
-            and not any(entry.suffix.lower() in (".jpg", ".jpeg", ".png") for entry in entries[0].iterdir()):
-        root = entries[0]
-        entries = list(root.iterdir())
-    for entry in entries:
-        if (folder / entry.name).exists():
-            raise CaptioningError(f"two archives hold {entry.name}")
-        os.rename(entry, folder / entry.name)
-    shutil.rmtree(inner)
-
-
 def extract(archive: Path, folder: Path) -> None:
-    """Unpacks a zip or tar archive into an empty `folder`. Notebook 01, section 1.
+    """Unpacks a zip archive into `folder`. Notebook 01, section 1.
 
-    Raises CaptioningError when it is neither, is damaged, leads out of the folder, holds links or devices, or unpacks
-    to more than MAX_RATIO times its size. What was written until then stays: the folder should be a temporary one.
+    Raises CaptioningError when it is none, is damaged, leads out of the folder, or unpacks to more than MAX_RATIO times
+    its size. What was written until then stays: the folder should be a temporary one.
     """
-    limit = max(archive.stat().st_size * MAX_RATIO, 10_000_000)
     try:
-        with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as packed:
-            is_zip = isinstance(packed, zipfile.ZipFile)
-            for member in packed.infolist() if is_zip else packed:
-                name, size = (member.filename, member.file_size) if is_zip else (member.name, member.size)
-                name = name.replace("\\", "/")
-                if _IGNORED.search(name):
-                    continue
-                limit -= size
-                if limit < 0:
-                    raise CaptioningError(f"{archive.name} is refused: it unpacks to far more than it should.")
+        with zipfile.ZipFile(archive) as packed:
+            members = [member for member in packed.infolist() if not member.filename.startswith("__MACOSX/")]
+            if sum(member.file_size for member in members) > max(archive.stat().st_size * MAX_RATIO, 10_000_000):
+                raise CaptioningError(f"{archive.name} is refused: it unpacks to far more than it should.")
+            for name in (member.filename.replace("\\", "/") for member in members):
                 if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name):
                     raise CaptioningError(f"{archive.name} is refused: {name!r} leads out of the folder.")
-                if is_zip:
-                    packed.extract(member, folder)
-                else:
-                    packed.extract(member, folder, filter="data")  # refuses links that lead out, and devices
-    except CaptioningError:
+            packed.extractall(folder, members)
+    except (CaptioningError, OSError):
         raise
-    except tarfile.FilterError as error:
-        raise CaptioningError(f"{archive.name} is refused: {error}.") from error
-    except OSError as error:
-        if error.errno is None:  # gzip reports a bad checksum so
-            raise CaptioningError(f"{archive.name} is damaged: {error}.") from error
-        raise
-    except Exception as error:  # zipfile and tarfile raise nearly everything on damaged input
-        raise CaptioningError(f"{archive.name} is damaged or no zip or tar archive: {error}.") from error
+    except Exception as error:  # zipfile raises nearly everything on damaged input
+        raise CaptioningError(f"{archive.name} is damaged or no zip archive: {error}.") from error
 
 
 def fetch_file(file: RemoteFile, folder: Path) -> Path:
@@ -230,22 +167,18 @@ def fetch_file(file: RemoteFile, folder: Path) -> Path:
 
 def _download(url: str, part: Path) -> None:
     """Fetches `url` into `part`, going on from what is there; a server that cuts the line is asked again."""
-    if not url.startswith(("http://", "https://")):
-        raise CaptioningError(f"{url} is no web address")
     failures = 0
     while True:
         have = part.stat().st_size if part.is_file() else 0
         try:
-            with _answer(url, have) as answer:
-                _copy(answer, part, have if answer.status == 206 else 0)
-            return
+            return _go_on(url, part, have)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing is left to send, or the part is of another file: the hash tells
-                return
-            if error.code < 500 and error.code not in (408, 429):
-                raise CaptioningError(f"{url} answers {error.code} {error.reason}") from None
+                return None
             reason = f"answers {error.code} {error.reason}"
-        except (ConnectionError, TimeoutError, urllib.error.URLError, http.client.HTTPException) as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise CaptioningError(f"{url} {reason}") from None
+        except (OSError, http.client.HTTPException) as error:
             reason = f"{'breaks off' if have else 'cannot be reached'} ({getattr(error, 'reason', None) or error})"
         grown = part.is_file() and part.stat().st_size > have
         failures = 0 if grown else failures + 1
@@ -254,68 +187,45 @@ def _download(url: str, part: Path) -> None:
         time.sleep(PAUSE * 2**failures)
 
 
-def _answer(url: str, have: int) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "captioning-course/1.0 (dataset download)", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-
-
-def _copy(answer: http.client.HTTPResponse, part: Path, have: int) -> None:
-    left = answer.headers.get("Content-Length")
-    total = have + int(left) if left else None
-    with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, mininterval=1) as bar, \
-            writing(part), open(part, "ab" if have else "wb") as out:
-        while True:
-            try:
-                block = answer.read1(1 << 18)
-            except OSError as error:  # of the line, not of the disk
-                raise http.client.HTTPException(str(error)) from error
-            if not block:
-                break
-            out.write(block)
-            bar.update(len(block))
-        out.flush()
-    if total is not None and part.stat().st_size < total:
-        raise ConnectionError(f"after {part.stat().st_size:,} of {total:,} bytes")
+def _go_on(url: str, part: Path, have: int) -> None:
+    """Appends to `part` what the server sends after its first `have` bytes."""
+    headers = {"User-Agent": "captioning-course/1.0 (dataset download)", "Range": f"bytes={have}-"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        have = have if answer.status == 206 else 0  # a server may send all again
+        left = answer.headers.get("Content-Length")
+        total = have + int(left) if left else None
+        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, mininterval=1) as bar:
+            while block := answer.read1(1 << 18):
+                with writing(part), open(part, "ab" if have else "wb") as out:
+                    out.write(block)
+                have += len(block)
+                bar.update(len(block))
+    if total is not None and have < total:
+        raise ConnectionError(f"after {have:,} of {total:,} bytes")
 
 
 def from_hub(source: Source, folder: Path) -> None:
     """Fills `folder` in Flickr8k's Kaggle layout from the Parquet files of a dataset of the Hugging Face hub.
 
-    Raises CaptioningError when they cannot be fetched or read. Notebook 01, section 1.
+    A row has `image` ({"bytes"}), captions in `caption` (text or list) or `caption_0`, `caption_1`, ..., and perhaps
+    `split` and `filename`. Raises CaptioningError when they cannot be fetched or read. Notebook 01, section 1.
     """
     import pandas
     from huggingface_hub import snapshot_download
 
+    table = []
     try:
         found = snapshot_download(source.repository, repo_type="dataset", revision=source.revision,
                                   allow_patterns="*.parquet")
-        rows = {path: pandas.read_parquet(path).to_dict("records") for path in sorted(Path(found).rglob("*.parquet"))}
-    except Exception as error:  # whatever a library and a network raise between them
+        (folder / "Images").mkdir()
+        for path in sorted(Path(found).rglob("*.parquet")):
+            for row in pandas.read_parquet(path).to_dict("records"):
+                split = row.get("split") or re.split(r"[-_]\d", path.stem)[0]
+                name = os.path.basename(row.get("filename") or f"{split}_{len(table):06d}.jpg")
+                (folder / "Images" / name).write_bytes(row["image"]["bytes"])
+                captions = [row[key] for key in row if re.fullmatch(r"caption_\d+", key)] or row["caption"]
+                for text in [captions] if isinstance(captions, str) else captions:
+                    table.append({"image": name, "caption": " ".join(text.split()), "split": split})
+    except Exception as error:  # whatever a library, a network and a table raise between them
         raise CaptioningError(f"the hub: {str(error).strip()[:300]}") from error
-    write_rows([{"split": re.split(r"[-_]\d", path.stem)[0], **row} for path in rows for row in rows[path]], folder)
-
-
-def write_rows(rows: Iterable[Mapping], folder: Path) -> None:
-    """Writes captions.txt (with a split column) and Images/ from rows as the hub's datasets have them.
-
-    A row has `image` ({"bytes", "path"}), `split`, and captions in `caption` (text or list) or `caption_0`,
-    `caption_1`, ... Raises CaptioningError for a row without image bytes or captions. Notebook 01, section 1.
-    """
-    import pandas
-
-    (folder / "Images").mkdir(parents=True, exist_ok=True)
-    table = []
-    for number, row in enumerate(rows):
-        data = (row.get("image") or {}).get("bytes")
-        captions = [row[key] for key in row if re.fullmatch(r"caption_\d+", key)] or row.get("caption")
-        captions = [captions] if isinstance(captions, str) else list(captions if captions is not None else ())
-        if not data or not captions:
-            raise CaptioningError(f"row {number} of the split {row['split']!r} has no image or no captions")
-        name = os.path.basename(str(row.get("filename") or ""))
-        if not re.fullmatch(r"[\w-][\w.-]*\.(jpe?g|png)", name, re.IGNORECASE):
-            name = f"{row['split']}_{number:05d}.jpg"
-        (folder / "Images" / name).write_bytes(data)
-        table += [{"image": name, "caption": " ".join(text.split()), "split": row["split"]} for text in captions]
     pandas.DataFrame(table).to_csv(folder / "captions.txt", index=False)

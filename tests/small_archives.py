@@ -36,11 +36,11 @@ def packed(files: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
     return buffer.getvalue()
 
 
-def flickr8k_zip(images: int = 6, captions: int = 5, outer: str = "") -> bytes:
+def flickr8k_zip(images: int = 6, captions: int = 5) -> bytes:
     names = [f"{number}.jpg" for number in range(images)]
     rows = "".join(f"{name},A dog runs {n} .\n" for name in names for n in range(captions))
-    return packed({f"{outer}captions.txt": b"image,caption\n" + rows.encode(),
-                   **{f"{outer}Images/{name}": photo(n) for n, name in enumerate(names)},
+    return packed({"captions.txt": b"image,caption\n" + rows.encode(),
+                   **{f"Images/{name}": photo(n) for n, name in enumerate(names)},
                    "__MACOSX/._captions.txt": b"x"})
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import signal
-import stat
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -19,7 +16,7 @@ import pytest
 
 from helpers import download
 from helpers.datasets import load_dataset, read_flickr8k
-from helpers.download import RemoteFile, Source, fetch_dataset, fetch_file, write_rows
+from helpers.download import RemoteFile, Source, fetch_dataset, fetch_file
 from tests.bad_server import Page, serving
 from tests.small_archives import DATA, error_of, extract_to, flickr8k_zip, packed, photo
 
@@ -50,14 +47,14 @@ def test_a_whole_file_and_then_no_second_request(server, tmp_path):
     server.pages["/a"] = Page(DATA)
     for _ in range(2):
         assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
-    assert server.asked == [("/a", None)] and os.listdir(tmp_path) == ["a.zip"]
+    assert server.asked == [("/a", "bytes=0-")] and os.listdir(tmp_path) == ["a.zip"]
 
 
 def test_a_cut_line_is_resumed_by_range(server, tmp_path):
     server.pages["/a"] = Page(DATA, cuts=[100_000, 50_000, 0, 0, 1], status=[503, 200])
     assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
     ranges = [wanted for _, wanted in server.asked]
-    assert ranges == [None, None, *(f"bytes={n}-" for n in (100_000, 150_000, 150_000, 150_000, 150_001))]
+    assert ranges == [f"bytes={n}-" for n in (0, 0, 100_000, 150_000, 150_000, 150_000, 150_001)]
 
 
 def test_a_server_without_ranges_sends_all_again(server, tmp_path):
@@ -68,7 +65,7 @@ def test_a_server_without_ranges_sends_all_again(server, tmp_path):
 def test_what_cannot_be_had_is_said(server, tmp_path):
     server.pages |= {"/cut": Page(DATA, cuts=[1000] + [0] * 50), "/gone": Page(DATA, status=[404])}
     for address, words in {server.url("/cut"): "breaks off", server.url("/gone"): "answers 404",
-                           "http://127.0.0.1:9/a": "cannot be reached", "file:///etc/passwd": "no web address"}.items():
+                           "http://127.0.0.1:9/a": "cannot be reached"}.items():
         assert words in error_of(fetch_file, RemoteFile(str(len(words)), address), tmp_path)
     server.pages["/cut"].cuts = []
     assert fetch_file(RemoteFile("10", server.url("/cut")), tmp_path).read_bytes() == DATA
@@ -100,9 +97,8 @@ def test_a_full_disk_ends_with_one_message_and_keeps_the_part(server, tmp_path):
 # -- whole datasets
 
 
-@pytest.mark.parametrize("outer", ["", "flickr8k/", "a/b/"])
-def test_a_dataset_is_fetched_and_checked(server, tmp_path, outer):
-    server.pages["/f.zip"] = Page(flickr8k_zip(outer=outer), cuts=[1000])
+def test_a_dataset_is_fetched_and_checked(server, tmp_path):
+    server.pages["/f.zip"] = Page(flickr8k_zip(), cuts=[1000])
     sources = [source(server, "f.zip")]
     folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, sources, (6, 5))
     assert sorted(os.listdir(folder)) == ["Images", "captions.txt"]
@@ -153,12 +149,6 @@ def test_offline_says_what_to_do_by_hand_and_takes_what_was_put_there(server, tm
     assert len(load_dataset("flickr8k", tmp_path / "flickr8k", download=True).images()) == 6
 
 
-def test_too_little_room_is_said_before_the_download(tmp_path, monkeypatch):
-    monkeypatch.setitem(download.DISK, "coco", 1e18)
-    assert "needs 1000000000.0 GB" in error_of(fetch_dataset, "coco", tmp_path / "coco", read_flickr8k)
-    assert "Did you mean 'coco'" in error_of(fetch_dataset, "cocoa", tmp_path / "coco", read_flickr8k)
-
-
 FETCH = """
 import sys
 from helpers.datasets import read_flickr8k
@@ -193,15 +183,17 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     import huggingface_hub
 
-    rows = [{"image": {"bytes": photo(n), "path": f"{n}.jpg"}, "caption_0": f"A dog,\n {n}", "caption_1": "two"}
-            for n in range(2)]
+    image = {"bytes": photo(), "path": "any.jpg"}
     (tmp_path / "hub" / "data").mkdir(parents=True)
-    pd.DataFrame(rows).to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    for stem, row in (("train-00000-of-00001", {"caption_0": "A dog,\n 0", "caption_1": "two"}),
+                      ("rest", {"split": "val", "filename": "../../evil.jpg", "caption": ["one", "two"]})):
+        pd.DataFrame([{"image": image, **row}]).to_parquet(tmp_path / "hub" / "data" / f"{stem}.parquet")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
     hub = [Source("hub", repository="someone/flickr8k")]
     folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, hub, (2, 2))
-    assert read_flickr8k(folder).references("train") == {
-        f"train_{n:05d}.jpg": [f"A dog, {n}", "two"] for n in range(2)}
+    dataset = read_flickr8k(folder)
+    assert list(dataset.references("train").values()) == [["A dog, 0", "two"]]
+    assert dataset.references("dev") == {"evil.jpg": ["one", "two"]}
 
     def offline(*_, **__):
         raise ConnectionError("no route")
@@ -210,18 +202,8 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     assert "the hub: no route" in error_of(fetch_dataset, "flickr8k", tmp_path / "x", read_flickr8k, hub)
 
 
-def test_rows_of_the_hub_become_kaggles_layout(tmp_path):
-    rows = [{"image": {"bytes": photo()}, "split": "val", "filename": "../../evil.jpg", "caption": ["one", "two"]},
-            {"image": {"bytes": photo()}, "split": "test", "filename": "x", "caption": "three"}]
-    write_rows(rows, tmp_path / "a")
-    dataset = read_flickr8k(tmp_path / "a")
-    assert dataset.references("dev") == {"evil.jpg": ["one", "two"]}
-    assert dataset.references("test") == {"test_00001.jpg": ["three"]}
-    assert "row 0" in error_of(write_rows, [{"image": {"bytes": b""}, "split": "test", "caption": "x"}], tmp_path / "c")
-
-
 def test_the_registry_names_what_it_should():
-    assert set(download.SOURCES) == set(download.EXPECTED) == set(download.DISK)
+    assert set(download.SOURCES) == set(download.EXPECTED)
     for sources in download.SOURCES.values():
         for file in (file for one in sources for file in one.files):
             assert file.url.startswith(("https://", "http://images.cocodataset.org"))
@@ -231,31 +213,6 @@ def test_the_registry_names_what_it_should():
 
 
 # -- archives
-
-
-def tarred(member: tarfile.TarInfo | str, data: bytes = b"", mode: str = "w:gz") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        member = tarfile.TarInfo(member) if isinstance(member, str) else member
-        member.size = len(data)
-        archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, target
-    return member
-
-
-def zip_link(name: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        member = zipfile.ZipInfo(name)
-        member.create_system = 3
-        member.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(member, "/etc/passwd")
-    return buffer.getvalue()
 
 
 def lying_zip() -> bytes:
@@ -273,12 +230,6 @@ HOSTILE = {
     "zip drive": lambda: packed({"C:\\evil.txt": b"x"}),
     "zip bomb": lambda: packed({"a.txt": bytes(30_000_000)}, zipfile.ZIP_DEFLATED),
     "zip liar": lying_zip,
-    "tar ..": lambda: tarred("../evil.txt", b"x"),
-    "tar absolute": lambda: tarred("/tmp/evil.txt", b"x"),
-    "tar symlink": lambda: tarred(special("l", tarfile.SYMTYPE, "/etc")),
-    "tar link": lambda: tarred(special("l", tarfile.LNKTYPE, "../a")),
-    "tar device": lambda: tarred(special("d", tarfile.CHRTYPE)),
-    "tar bomb": lambda: tarred("a", bytes(30_000_000)),
 }
 
 
@@ -288,24 +239,10 @@ def test_hostile_archives_are_refused_and_write_nothing_outside(tmp_path, kind):
     assert "is refused" in message or "is damaged" in message
     written = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != "folder.archive"}
     assert written <= {"a.txt", "a", "good.txt"} and not Path("/tmp/evil.txt").exists()
-    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert sum(path.stat().st_size for path in (tmp_path / "in" / "folder").rglob("*")) < 12_000_000
-
-
-def test_a_link_in_a_zip_is_a_plain_file(tmp_path):
-    extract_to(zip_link("link"), tmp_path / "z")
-    assert not (tmp_path / "z" / "link").is_symlink() and (tmp_path / "z" / "link").read_text() == "/etc/passwd"
 
 
 def test_damaged_archives_are_noticed(tmp_path):
     good = flickr8k_zip()
     for number, length in enumerate(range(0, len(good), len(good) // 12)):
         assert "is damaged" in error_of(extract_to, good[:length], tmp_path / f"cut{number}")
-    packed_tar = tarred("a.txt", DATA)
-    assert "is damaged" in error_of(extract_to, packed_tar[:-2000], tmp_path / "short")
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_tar_archives_are_unpacked(tmp_path, mode):
-    extract_to(tarred("./a/b.txt", DATA, mode), tmp_path / "t")
-    assert (tmp_path / "t" / "a" / "b.txt").read_bytes() == DATA
