@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -55,16 +56,13 @@ class Faults:
         """Raises CaptioningError with every kind of fault, how often it occurs, and its first five places."""
         if self.kinds:
             count = sum(map(len, self.kinds.values()))
-            lines = [f"- {line}" for line in _listed(self.kinds)]
+            lines = [f"- {line}" for line in listed(self.kinds)]
             first = f"{self.source} cannot be used as it is: {count:,} fault{'s' * (count > 1)}."
             raise CaptioningError("\n".join([first, *lines]))
 
-    def notes(self) -> list[str]:
-        """Returns a line for each kind of thing that was mended."""
-        return _listed(self.mended)
 
-
-def _listed(kinds: dict[str, list[str]]) -> list[str]:
+def listed(kinds: dict[str, list[str]]) -> list[str]:
+    """Returns a line for each kind: how often it occurs, and its first five places. Notebook 01, section 2."""
     lines = []
     for kind, places in kinds.items():
         more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
@@ -76,8 +74,7 @@ def read_text(path: str | Path, faults: Faults | None = None) -> tuple[str, str]
     """Returns the text of a file, each line end a newline, and its encoding. A byte-order mark is left out.
 
     UTF-8; UTF-16 when a byte-order mark says so (Excel's "Unicode text"); else Windows-1252, as Excel writes a CSV in
-    western Europe, which is noted. Raises CaptioningError when the file is missing, is none, or is in another
-    encoding. Notebook 01, section 1.
+    western Europe, which is noted. Raises CaptioningError for anything else. Notebook 01, section 1.
     """
     path = Path(path)
     try:
@@ -87,15 +84,12 @@ def read_text(path: str | Path, faults: Faults | None = None) -> tuple[str, str]
     except (OSError, ValueError) as error:
         raise CaptioningError(f"Cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}.") from error
     for encoding in ["utf-16"] if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252"]:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            continue
-        if encoding == "cp1252" and faults is not None:
-            faults.mend("read as Windows-1252; save it as UTF-8 if letters look wrong", path.name)
-        return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
-    raise CaptioningError(f"{shown(path)} is not UTF-8 (line {line}). Save it again as UTF-8.")
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+            if encoding == "cp1252" and faults is not None:
+                faults.mend("read as Windows-1252; save it as UTF-8 if letters look wrong", path.name)
+            return text, encoding
+    raise CaptioningError(f"{shown(path)} is not UTF-8. Save it again as UTF-8.")
 
 
 def lines_of(path: str | Path, faults: Faults | None = None) -> Iterator[tuple[int, str]]:
@@ -113,22 +107,22 @@ def checked_row(image: object, caption: object, split: object, where: str, fault
     """
     image, caption, split = (value if isinstance(value, str) else "" for value in (image, caption, split))
     if _CONTROL.search(caption):  # before the white space goes: some control characters count as white space
-        if faults.lenient:
-            faults.mend("control characters in a caption replaced by a space", where)
-            caption = _CONTROL.sub(" ", caption)
-        else:
-            faults.add("control characters in the caption; delete them", where)
+        note = faults.mend if faults.lenient else faults.add
+        note("control characters in the caption (read as spaces)" if faults.lenient else
+             "control characters in the caption; delete them", where)
+        caption = _CONTROL.sub(" ", caption)
     caption, image = " ".join(caption.split()), image.strip()
-    if (words := caption.count(" ") + 1) > MAX_WORDS:
+    words, split = caption.count(" ") + 1, split.strip().lower()
+    if words > MAX_WORDS:
         faults.add(f"caption of more than {MAX_WORDS} words; is a quote or a line end missing?", f"{where}: {words:,}")
     parts = image.replace("\\", "/").split("/")
     if not image or "\0" in image:
         faults.add("no image name", where)
     elif ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", image):
         faults.add("image name that leads out of the image folder", f"{where}: {image}")
-    if split.strip().lower() not in SPLITS:
+    if split not in SPLITS:
         faults.add("unknown split (train, dev and test are known)", f"{where}: {split}")
-    return Row(image, caption, SPLITS.get(split.strip().lower(), ""), where)
+    return Row(image, caption, SPLITS.get(split, ""), where)
 
 
 def parse(path: Path, faults: Faults) -> list[Row]:
@@ -174,14 +168,10 @@ def csv_form(path: Path, text: str) -> tuple[str, list[str], int]:
     for delimiter in ",;\t":
         names = [name.strip().strip('"').strip().lower() for name in lines[start].split(delimiter)]
         columns = [name if COLUMNS.get(name, name) in names else COLUMNS.get(name, name) for name in names]
-        if "image" in columns and "caption" in columns:
-            break
-    else:
-        has = shown(lines[start].strip()[:200])
-        raise CaptioningError(f"{shown(path)} needs the columns image and caption in its first line; it has: {has}")
-    if len(set(columns)) < len(columns):
-        raise CaptioningError(f"{shown(path)} names a column twice in its first line: {shown(lines[start][:200])}")
-    return delimiter, columns, start + 1
+        if columns.count("image") == columns.count("caption") == 1:
+            return delimiter, columns, start + 1
+    has = shown(lines[start].strip()[:200])
+    raise CaptioningError(f"{shown(path)} needs the columns image and caption in its first line; it has: {has}")
 
 
 def parse_csv(path: Path, faults: Faults) -> list[Row]:
@@ -211,56 +201,33 @@ def parse_csv(path: Path, faults: Faults) -> list[Row]:
     return rows
 
 
+@contextlib.contextmanager
+def _json_of(path: Path, form: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise CaptioningError(f"{shown(path)} is not {form}: {type(error).__name__}, {shown(error)}.") from error
+
+
 def _parse_jsonl(path: Path, faults: Faults) -> list[Row]:
-    """Returns the rows of Hugging Face's metadata.jsonl: an object with `file_name` and `text` a line."""
+    """Returns the rows of Hugging Face's metadata.jsonl."""
     rows = []
     for number, line in lines_of(path, faults):
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        entry = {COLUMNS.get(key, key): entry[key] for key in entry} if isinstance(entry, dict) else {}
-        if not _has(entry, str, "image", "caption"):
-            faults.add("no JSON object with `file_name` and `text`", f"line {number}")
-        else:
+        with _json_of(path, f"a JSON object with `file_name` and `text` in line {number}"):
+            entry = {COLUMNS.get(key, key): value for key, value in json.loads(line).items()}
             rows.append(checked_row(entry["image"], entry["caption"], entry.get("split"), f"line {number}", faults))
     return rows
 
 
-def _load_json(path: Path, *lists: str) -> list[list[dict]]:
-    """Returns the named lists of the JSON object in a file. Raises CaptioningError for anything else."""
-    try:
-        value = json.loads(read_text(path)[0])
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CaptioningError(f"Cannot read {shown(path)} as JSON: {shown(error)}.") from error
-    found = [value.get(name) if isinstance(value, dict) else None for name in lists]
-    if not all(isinstance(entries, list) for entries in found):
-        raise CaptioningError(f"{shown(path)} should hold a JSON object with the lists {', '.join(lists)}.")
-    return [[entry if isinstance(entry, dict) else {} for entry in entries] for entries in found]
-
-
-def _has(entry: dict, kind: type, *keys: str) -> bool:
-    return all(type(entry.get(key)) is kind for key in keys)
-
-
 def _parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
     """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`."""
-    images, annotations = _load_json(path, "images", "annotations")
-    names, rows = {}, []
-    for number, entry in enumerate(images):
-        if _has(entry, int, "id") and _has(entry, str, "file_name"):
-            names[entry["id"]] = entry["file_name"]
-        else:
-            faults.add("no whole-number `id` or no `file_name`", f"images[{number}]")
-    for number, entry in enumerate(annotations):
-        where = f"annotations[{number}]"
-        if not _has(entry, int, "image_id") or not _has(entry, str, "caption"):
-            faults.add("no `image_id` or no `caption`", where)
-        elif entry["image_id"] not in names:
-            faults.add("caption for an image that `images` does not list", f"{where}: {entry['image_id']}")
-        else:
-            image = entry["image_id"]
-            rows.append((image, checked_row(names[image], entry["caption"], "", where, faults)))
+    rows = []
+    with _json_of(path, "a COCO captions file (`images` and `annotations`)"):
+        content = json.loads(read_text(path)[0])
+        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        for number, entry in enumerate(content["annotations"]):
+            identity, where = entry["image_id"], f"annotations[{number}]"
+            rows.append((identity, checked_row(names[identity], entry["caption"], "", where, faults)))
     return rows
 
 
@@ -270,26 +237,18 @@ def _parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
     An image without sentences has one row with the caption "", for its split.
     """
     rows = []
-    for number, entry in enumerate(_load_json(path, "images")[0]):
-        where = f"images[{number}]"
-        if not _has(entry, str, "filename", "split"):
-            faults.add("no `filename` or no `split`", where)
-            continue
-        image = f"{entry['filepath']}/{entry['filename']}" if _has(entry, str, "filepath") else entry["filename"]
-        sentences = entry.get("sentences") if _has(entry, list, "sentences") else []
-        captions = [sentence.get("raw") for sentence in sentences if isinstance(sentence, dict)] or [""]
-        rows += [(entry.get("cocoid"), checked_row(image, caption, entry["split"], where, faults))
-                 for caption in captions]
+    with _json_of(path, "a Karpathy file (`images` with `filename`, `split` and `sentences`)"):
+        for number, entry in enumerate(json.loads(read_text(path)[0])["images"]):
+            image = "/".join(entry[key] for key in ("filepath", "filename") if key in entry)
+            for caption in [sentence["raw"] for sentence in entry.get("sentences", ())] or [""]:
+                row = checked_row(image, caption, entry["split"], f"images[{number}]", faults)
+                rows.append((entry.get("cocoid"), row))
     return rows
 
 
 def find(folder: Path, names: Iterable[str]) -> list[Path]:
     """Returns what the first name that is there stands for (with a * for several), or []. Notebook 01, section 1."""
-    for name in names:
-        found = sorted(folder.glob(name)) if "*" in name else [folder / name]
-        if found and found[0].exists():
-            return found
-    return []
+    return next(filter(None, (sorted(folder.glob(name)) for name in names)), [])
 
 
 def official_splits(folder: Path, lists: Mapping[str, Iterable[str]], karpathy: str, faults: Faults) -> dict[str, str]:

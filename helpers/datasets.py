@@ -161,12 +161,12 @@ def load_dataset(
     made = cache_dir() / "".join(["pocket", *(f"-{key}{options[key]}" for key in sorted(options))])
     folder = Path(data_dir or (made if name == "pocket" else ROOT / "data" / name))
     if name == "pocket":
-        try:
-            if options or data_dir is None or not (folder / "captions.txt").is_file():
+        if options or data_dir is None or not (folder / "captions.txt").is_file():
+            try:
                 with writing(folder):
                     scenes.generate(folder, **options)  # does nothing when the same set is there already
-        except ValueError as error:
-            raise CaptioningError(str(error)) from error
+            except ValueError as error:
+                raise CaptioningError(str(error)) from error
         options = {}
     elif download and name != "folder":
         folder = fetch_dataset(name, folder, functools.partial(read_dataset, name))
@@ -184,17 +184,17 @@ def read_dataset(
     folder, layout = Path(folder), LAYOUTS[name]
     if not folder.is_dir():
         raise CaptioningError(f"There is no folder {shown(folder)}. data/README.md says how to fetch a dataset.")
-    names = (csv,) if csv else tuple(filter(None, (*layout.captions, layout.karpathy)))
-    found = files.find(folder, names)
+    names = tuple(filter(None, (*layout.captions, layout.karpathy)))
+    found = [folder / csv] if csv else files.find(folder, names)
     if not found:
         raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
-    faults = Faults(folder if name == "coco" else found[0], lenient=name != "folder")
+    faults, splits = Faults(folder if name == "coco" else found[0], lenient=name != "folder"), {}
     if name == "coco":
-        rows, splits = files.coco_rows(folder, found, faults), {}
+        rows = files.coco_rows(folder, found, faults)
     elif len(found) > 1:
         raise CaptioningError(f"{shown(folder)} holds {len(found)} CSV files; name one with csv=.")
     else:
-        rows, splits = files.parse(found[0], faults), {}
+        rows = files.parse(found[0], faults)
         if found[0].name != layout.karpathy:
             splits = files.official_splits(folder, layout.lists, layout.karpathy, faults)
     keys = {match_key(row.image) for row in rows}
@@ -229,29 +229,23 @@ def _checked(
         notes.append(f"{len(renamed):,} names are written otherwise than the files' (accents, slashes, .JPG) and were "
                      f"matched: {shown(renamed[0])} is {shown(actual[renamed[0]])}.")
     rows = [row._replace(image=actual[row.image]) for row in rows]
-    table = pd.DataFrame(rows, columns=Row._fields, dtype="object")  # not text: a file's name may be no valid Unicode
-    captioned = set(table.loc[table["caption"] != "", "image"])
-    for row in table[table["caption"] == ""].itertuples():
-        if faults.lenient or row.image in captioned:
-            faults.mend("row without a caption left out", row.where)
-        else:
-            faults.add("empty caption; write one or delete the row", row.where)
-    table, skipped = table[table["caption"] != ""], set()
     splits = {actual[image]: split for image, split in splits.items()}
-    if not splits and table["split"].any():
-        pairs = table[["image", "split"]].drop_duplicates()
-        splits = dict(zip(pairs["image"], pairs["split"], strict=True))
-        for image in sorted(set(pairs.loc[pairs["image"].duplicated(), "image"])):
-            faults.add("image whose rows name different splits", image)
-
-    nearly = {key.casefold(): image for key, image in alike.items()}
-    for row in table[~table["image"].isin(present)].drop_duplicates("image").itertuples():
-        if row.image in NEVER_PUBLISHED or missing == "skip":
-            skipped.add(row.image)
-        else:
-            hint = nearly.get(match_key(row.image).casefold())
-            hint = f"; there is {hint}" if hint else ""
-            faults.add(f"captions for an image that is not in {shown(images)}", f"{row.image}, {row.where}{hint}")
+    captioned = {row.image for row in rows if row.caption}
+    from_rows, absent = not splits and any(row.split for row in rows if row.caption), {}
+    for row in rows:
+        if row.caption and from_rows and splits.setdefault(row.image, row.split) != row.split:
+            faults.add("image whose rows name different splits", f"{row.image}, {row.where}")
+        if not row.caption and not faults.lenient and row.image not in captioned:
+            faults.add("empty caption; write one or delete the row", row.where)
+        elif not row.caption:
+            faults.mend("row without a caption left out", row.where)
+        elif row.image not in present:
+            absent.setdefault(row.image, row.where)
+    nearly = {image.casefold(): f"; there is {image}" for image in present}
+    for image, where in absent.items():
+        if missing == "raise" and image not in NEVER_PUBLISHED:
+            hint = nearly.get(image.casefold(), "")
+            faults.add(f"captions for an image that is not in {shown(images)}", f"{image}, {where}{hint}")
     for split in ORDER:
         listed = {image for image, its in splits.items() if its == split}
         if listed and not listed & captioned:
@@ -260,15 +254,14 @@ def _checked(
             for image in sorted(listed - captioned):
                 faults.add(f"image in the list {split!r} without a caption", image)
     faults.raise_if_any()
-    notes += faults.notes()
-    if skipped:
-        notes.append(f"{len(skipped):,} of {len(captioned):,} images are not in {shown(images)} and are left out, such "
-                     f"as {shown(min(skipped))}.")
-
-    table = table.loc[table["image"].isin(present), ["image", "caption"]].reset_index(drop=True)
-    if table.empty:
-        raise CaptioningError(f"{faults.source} has no captions{' of images that are here' * bool(skipped)}.")
-    table["split"] = table["image"].map(lambda image: splits.get(image, ""))
+    notes += files.listed(faults.mended)
+    if absent:
+        notes.append(f"{len(absent):,} of {len(captioned):,} images are not in {shown(images)} and are left out, such "
+                     f"as {shown(min(absent))}.")
+    kept = [(row.image, row.caption, splits.get(row.image, "")) for row in rows if row.caption and row.image in present]
+    if not kept:
+        raise CaptioningError(f"{faults.source} has no captions{' of images that are here' * bool(absent)}.")
+    table = pd.DataFrame(kept, columns=["image", "caption", "split"], dtype="object")  # a name may be no valid Unicode
     outside = table.loc[table["split"] == "", "image"].nunique()
     if splits and outside:
         notes.append(f"{outside:,} images are in no split list and are left out of the splits.")
@@ -290,7 +283,7 @@ class Report:
     name: str
     counts: pd.DataFrame
     findings: pd.DataFrame
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def __str__(self) -> str:
         lines = [f"Dataset {self.name}", "", self.counts.to_string(float_format="{:.3g}".format), ""]
@@ -305,25 +298,26 @@ class Report:
 def dataset_report(dataset: Dataset, check_images: bool = True) -> Report:
     """Returns the Report; `check_images` opens every image, 2 to 10 ms each on a core. Notebook 01, section 5."""
     table = dataset.table.assign(words=[tuple(normalise(caption)) for caption in dataset.table["caption"]])
-    per_image = Counter(table.loc[table["split"] != "", "image"])
+    table = table[table["split"] != ""]
+    per_image = Counter(table["image"])
     usual = Counter(per_image.values()).most_common(1)[0][0] if per_image else 0
     findings = [("few captions", image, f"{count}, where most images have {usual}")
                 for image, count in per_image.items() if count < usual]
     findings += _image_findings(dataset) if check_images else []
     known = set(table.loc[table["split"] == "train", "words"].explode())
     counts = {split: _counts(table[table["split"] == split], known) for split in dataset.splits()}
-    counts["all"] = _counts(table[table["split"] != ""], known)
+    counts["all"] = _counts(table, known)
     clean = ["Every image can be read, and no two are nearly the same."] if check_images and not findings else []
     return Report(dataset.name, pd.DataFrame.from_dict(counts, orient="index").rename_axis("split"),
                   pd.DataFrame(findings, columns=["kind", "image", "detail"]), dataset.notes + clean)
 
 
 def _counts(rows: pd.DataFrame, known: set[str]) -> dict[str, float]:
-    per_image = list(Counter(rows["image"]).values())
-    lengths, words = rows["words"].map(len), rows["words"].explode().dropna()
+    per_image, lengths = rows["image"].value_counts(), rows["words"].map(len)
+    words = rows["words"].explode().dropna()
     return {
-        "images": len(per_image), "captions": len(rows), "captions_per_image": np.mean(per_image),
-        "fewest": min(per_image), "most": max(per_image), "words": lengths.mean(), "longest": lengths.max(),
+        "images": len(per_image), "captions": len(rows), "captions_per_image": per_image.mean(),
+        "fewest": per_image.min(), "most": per_image.max(), "words": lengths.mean(), "longest": lengths.max(),
         "vocabulary": words.nunique(), "new_words": (~words.isin(known)).sum() / max(1, len(words)),
         "repeated": int(rows["words"].duplicated().sum()),
     }

@@ -245,20 +245,18 @@ def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> list[tuple[int, int
 
 
 def examine(paths: Mapping[str, Path]) -> tuple[list[tuple[str, str, str]], dict[str, np.ndarray]]:
-    """Returns ("missing" or "unreadable", name, why) for what cannot be opened, and name -> hash for the others.
+    """Returns ("unreadable", name, why) for what cannot be opened, and name -> hash for the others, on all cores.
 
-    On all cores. Notebook 01, section 5.
+    Notebook 01, section 5.
     """
 
-    def hash_or_reason(path: Path) -> np.ndarray | tuple[str, str]:
-        if not path.exists():
-            return "missing", f"there is no file {shown(path)}"
+    def hash_or_reason(path: Path) -> np.ndarray | str:
         try:
             return perceptual_hash(open_image(path))
         except CaptioningError as error:
-            return "unreadable", str(error)
+            return str(error)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(tqdm(pool.map(hash_or_reason, paths.values()), total=len(paths), desc="images", leave=False))
-    faults = [(result[0], name, result[1]) for name, result in zip(paths, results, strict=True) if len(result) == 2]
-    return faults, {name: result for name, result in zip(paths, results, strict=True) if len(result) != 2}
+        results = dict(zip(paths, tqdm(pool.map(hash_or_reason, paths.values()), "images", len(paths)), strict=True))
+    faults = [("unreadable", name, found) for name, found in results.items() if isinstance(found, str)]
+    return faults, {name: found for name, found in results.items() if not isinstance(found, str)}

