@@ -202,7 +202,8 @@ def parse_csv(path: Path, faults: Faults) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _json_of(path: Path, form: str) -> Iterator[None]:
+def expecting(path: str | Path, form: str) -> Iterator[None]:
+    """Turns what foreign JSON raises into one CaptioningError that names the form. Notebook 01, section 2."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -213,7 +214,7 @@ def _parse_jsonl(path: Path, faults: Faults) -> list[Row]:
     """Returns the rows of Hugging Face's metadata.jsonl."""
     rows = []
     for number, line in lines_of(path, faults):
-        with _json_of(path, f"a JSON object with `file_name` and `text` in line {number}"):
+        with expecting(path, f"a JSON object with `file_name` and `text` in line {number}"):
             entry = {COLUMNS.get(key, key): value for key, value in json.loads(line).items()}
             rows.append(checked_row(entry["image"], entry["caption"], entry.get("split"), f"line {number}", faults))
     return rows
@@ -222,7 +223,7 @@ def _parse_jsonl(path: Path, faults: Faults) -> list[Row]:
 def _parse_coco(path: Path, faults: Faults) -> list[tuple[int, Row]]:
     """Returns (COCO image id, row) for each annotation of a COCO `captions_*.json`."""
     rows = []
-    with _json_of(path, "a COCO captions file (`images` and `annotations`)"):
+    with expecting(path, "a COCO captions file (`images` and `annotations`)"):
         content = json.loads(read_text(path)[0])
         names = {entry["id"]: entry["file_name"] for entry in content["images"]}
         for number, entry in enumerate(content["annotations"]):
@@ -237,7 +238,7 @@ def _parse_karpathy(path: Path, faults: Faults) -> list[tuple[int | None, Row]]:
     An image without sentences has one row with the caption "", for its split.
     """
     rows = []
-    with _json_of(path, "a Karpathy file (`images` with `filename`, `split` and `sentences`)"):
+    with expecting(path, "a Karpathy file (`images` with `filename`, `split` and `sentences`)"):
         for number, entry in enumerate(json.loads(read_text(path)[0])["images"]):
             image = "/".join(entry[key] for key in ("filepath", "filename") if key in entry)
             for caption in [sentence["raw"] for sentence in entry.get("sentences", ())] or [""]:

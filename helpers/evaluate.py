@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from helpers.captioner import Captioner
 from helpers.datasets import Dataset, load_dataset
 from helpers.encoders import Encoder
 from helpers.features import cache_features
-from helpers.files import CaptioningError, atomic_write, pick_device
+from helpers.files import ROOT, CaptioningError, atomic_write, command, pick_device, read_json
 from helpers.metrics import METRICS, bootstrap, evaluate, score_images, table, tokenize
 from helpers.ptb import ptb_tokenize
 from ranking.rerank import FROZEN_KIND
@@ -94,20 +95,9 @@ def diversity(captions: Mapping[str, str], train_captions: Iterable[str] | None 
     return result
 
 
-# Things that photos show and captions name, each with the words for it. Two words are read before one: a hot dog is no
-# dog. Left out is what captions say without showing it, as in "looks at the camera" or "baseball player".
-THINGS = """
-dog dogs puppy puppies; cat cats kitten kittens; horse horses pony ponies; cow cows bull bulls cattle;
-sheep lamb lambs; bird birds duck ducks goose geese seagull seagulls parrot pigeon pigeons; chicken chickens hen;
-elephant elephants; giraffe giraffes; zebra zebras; bear bears panda pandas; monkey monkeys; car cars taxi; bus buses;
-truck trucks; train trains; motorcycle motorcycles motorbike motorbikes; boat boats ship ships canoe kayak;
-bicycle bicycles bike bikes; airplane airplanes plane planes; skateboard skateboards; surfboard surfboards;
-snowboard snowboards; skis ski; ball balls; frisbee frisbees; kite kites; umbrella umbrellas; bench benches; bed beds;
-toilet toilets; sink sinks; computer computers laptop laptops; phone phones cellphone telephone; guitar guitars;
-scissors; pizza pizzas; cake cakes; sandwich sandwiches; banana bananas; hot_dog hot_dogs; teddy_bear teddy_bears
-"""
-ROWS = [[word.replace("_", " ") for word in row.split()] for row in THINGS.split(";")]
-THING_OF = {word: row[0] for row in ROWS for word in row}
+# Things that photos show and captions name, each with the words for it, the first of which stands for it
+THING_OF = {word: words[0] for words in read_json(ROOT / "data" / "objects.json")["things"] for word in words}
+# Long names are looked for first: a hot dog is no dog
 NAMED = re.compile(rf"(?<!\S)(?:{'|'.join(sorted(THING_OF, key=len, reverse=True))})(?!\S)")
 
 
@@ -167,8 +157,9 @@ def nearest_captions(
             f"Features of {len(names)} and {len(images)} images should be [images, width] with one width, not "
             f"{shapes}. Average a grid over its regions first."
         )
-    known, out = _unit(train_features), {}
-    for image, vector in zip(images, _unit(features), strict=True):
+    known, asked = (F.normalize(torch.as_tensor(values).float()).numpy() for values in (train_features, features))
+    out = {}
+    for image, vector in zip(images, asked, strict=True):
         near = np.argsort(-(known @ vector), kind="stable")[:neighbours]
         out[image] = consensus([caption for row in near for caption in train_references[names[row]]])
     return out
@@ -204,52 +195,28 @@ def leave_one_out(
     for person in range(min(map(len, several.values()))):
         others = {image: captions[:person] + captions[person + 1 :] for image, captions in several.items()}
         rounds.append(evaluate(others, {image: captions[person] for image, captions in several.items()}, metrics))
-    skipped = {metric for scores in rounds for metric, score in scores.items() if score is None}
-    return {
-        metric: None if metric in skipped else float(np.mean([scores[metric] for scores in rounds]))
-        for metric in rounds[0]
-    }
-
-
-def baseline_rows(
-    train_references: Mapping[str, Sequence[str]],
-    references: Mapping[str, Sequence[str]],
-    train_features: np.ndarray,
-    features: np.ndarray,
-    metrics: Sequence[str] | None = None,
-) -> dict[str, dict[str, float | None]]:
-    """Returns the rows that stand in every table: baseline -> metric -> score on `references`.
-
-    Features: float [M, D] and [N, D], in the order of the two dicts' images. Notebook 01, section 10.
-    """
-    usual = most_frequent_caption([caption for captions in train_references.values() for caption in captions])
-    near = nearest_captions(train_features, train_references, features, list(references))
-    return {
-        "most frequent caption": evaluate(references, dict.fromkeys(references, usual), metrics),
-        "nearest neighbour's caption": evaluate(references, near, metrics),
-        "one person against the others": leave_one_out(references, metrics),
-    }
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    every = {metric: [scores[metric] for scores in rounds] for metric in rounds[0]}
+    return {metric: None if None in scores else float(np.mean(scores)) for metric, scores in every.items()}
 
 
 def baselines(dataset: Dataset, split: str, encoder: Encoder, metrics: Sequence[str] | None = None) -> dict[str, dict]:
-    """Returns the baseline rows for a split, from the training split of the same dataset. Notebook 01, section 10.
+    """Returns the rows that stand in every table: baseline -> metric -> score on a split. Notebook 01, section 10.
 
     Raises CaptioningError when the dataset has no training split.
     """
-    if "train" not in dataset.splits():
-        raise CaptioningError(f"The baselines need the split 'train'; {dataset.name} has {dataset.splits()} here.")
-    given = []
+    references, vectors = {}, {}
     for name in ("train", split):
         captions = dataset.references(name)
         features = cache_features(encoder, {image: dataset.path(image) for image in captions}, "pooled")
-        given.append(({image: captions[image] for image in features.names}, features[features.names].numpy()))
-    (train, known), (references, asked) = given
-    return baseline_rows(train, references, known, asked, metrics)
+        references[name] = {image: captions[image] for image in features.names}
+        vectors[name] = features[features.names].numpy()
+    answers, usual = references[split], most_frequent_caption(dataset.captions("train"))
+    near = nearest_captions(vectors["train"], references["train"], vectors[split], list(answers))
+    return {
+        "most frequent caption": evaluate(answers, dict.fromkeys(answers, usual), metrics),
+        "nearest neighbour's caption": evaluate(answers, near, metrics),
+        "one person against the others": leave_one_out(answers, metrics),
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -275,11 +242,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(arguments: argparse.Namespace) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read.
 
     Notebook 07, section 9.
     """
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
     missing, split = "skip" if arguments.allow_missing else "raise", arguments.split
     dataset = load_dataset(arguments.dataset, arguments.data_dir, missing=missing)
     references = dataset.references(split)
@@ -321,20 +291,6 @@ def run(arguments: argparse.Namespace) -> int:
         count = len(captions.failed)
         print(f"{count} of {count + len(captions)} images could not be read.", file=sys.stderr)
     return 1 if captions.failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the command line and runs it. Returns the exit status, 2 when the model or the data cannot be used.
-
-    Notebook 07, section 9.
-    """
-    arguments = parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
-        return run(arguments)
-    except CaptioningError as error:
-        print(f"helpers.evaluate: error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

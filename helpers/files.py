@@ -42,17 +42,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
     return CaptioningError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
-def command(main: Callable[..., None]) -> Callable[..., int]:
-    """Makes `main` return an exit status: 0, or 1 after a CaptioningError's message. Notebook 00, section 9."""
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Makes `main` return an exit status: its own or 0, and 2 after a CaptioningError's message.
+
+    Notebook 00, section 9.
+    """
 
     @functools.wraps(main)
     def with_status(*arguments, **options) -> int:
         try:
-            main(*arguments, **options)
+            return main(*arguments, **options) or 0
         except CaptioningError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
-        return 0
+            return 2
 
     return with_status
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.files import CaptioningError, unknown_name
+from helpers.caption_files import expecting, lines_of, read_text
+from helpers.files import CaptioningError, command, unknown_name
 from helpers.ptb import ptb_tokenize
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
@@ -203,14 +204,13 @@ def _metric_names(metrics: Sequence[str] | None) -> tuple[str, ...]:
 def _check_images(references: References, hypotheses: Captions) -> None:
     if not hypotheses:
         raise CaptioningError("There are no captions to score: hypotheses is empty. Give a dict of image -> caption.")
-    for image in hypotheses:
-        if not references.get(image):
-            raise CaptioningError(f"The captioned image {image!r} has no reference captions.")
-    for image, captions in references.items():
-        if image not in hypotheses:
-            raise CaptioningError(f"The image {image!r} has no caption to score; its references want one.")
-        if isinstance(captions, str) or not isinstance(hypotheses[image], str):
-            raise CaptioningError(f"{image!r} should have a list of references and one caption, a string, to score.")
+    for image in {**hypotheses, **references}:
+        captions, caption = references.get(image), hypotheses.get(image)
+        if not captions or isinstance(captions, str) or not isinstance(caption, str):
+            raise CaptioningError(
+                f"{image!r} should have a list of reference captions, and one caption to score, a string; it has "
+                f"{captions!r} and {caption!r}."
+            )
 
 
 def bootstrap(scored: Scored, samples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -286,23 +286,17 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
 
 
 def _read_pairs(path: str | Path) -> list[tuple[str, str]]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        if Path(path).suffix == ".json":
-            content = json.loads(text)
+    if Path(path).suffix == ".json":
+        with expecting(path, "JSON of image_id and caption"):
+            content = json.loads(read_text(path)[0])
             entries = content["annotations"] if isinstance(content, dict) else content
             return [(str(entry["image_id"]), str(entry["caption"])) for entry in entries]
-    except OSError as error:
-        raise CaptioningError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise CaptioningError(f"{path}: expected UTF-8, or JSON of image_id and caption ({error}).") from error
     pairs = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in lines_of(path):
         image, tab, caption = line.partition("\t")
-        if line.strip() and not (tab and image.strip()):
+        if not (tab and image.strip()):
             raise CaptioningError(f"{path}, line {number}: expected image<TAB>caption, got {line[:80]!r}.")
-        if line.strip():
-            pairs.append((image.strip(), caption.strip()))
+        pairs.append((image.strip(), caption.strip()))
     return pairs
 
 
@@ -320,8 +314,9 @@ def table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None =
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Scores captions, prints a table or one JSON object, and returns the exit status. Notebook 07, section 9."""
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores captions, and prints a table or one JSON object. Notebook 07, section 9."""
     parser = argparse.ArgumentParser(prog="python -m helpers.metrics", description="Score existing captions.")
     parser.add_argument("--hypotheses", required=True, metavar="FILE", help="image<TAB>caption lines or COCO results")
     parser.add_argument("--references", required=True, metavar="FILE", help="the same, several captions an image")
@@ -330,16 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
-        scored = score_images(read_references(options.references), read_hypotheses(options.hypotheses), options.metrics)
-        intervals = {"intervals": bootstrap(scored)} if options.intervals else {}
-    except CaptioningError as error:
-        print(f"helpers.metrics: error: {error}", file=sys.stderr)
-        return 2
-    name = options.hypotheses
-    shown = table({name: scored.scores()}, {name: intervals.get("intervals", {})}).to_string()
-    print(json.dumps({"images": len(scored.images), **scored.scores(), **intervals}) if options.json else shown)
-    return 0
+    scored = score_images(read_references(options.references), read_hypotheses(options.hypotheses), options.metrics)
+    intervals = {"intervals": bootstrap(scored)} if options.intervals else {}
+    if options.json:
+        print(json.dumps({"images": len(scored.images), **scored.scores(), **intervals}))
+    else:
+        name = options.hypotheses
+        print(table({name: scored.scores()}, {name: intervals.get("intervals", {})}).to_string())
 
 
 if __name__ == "__main__":

@@ -186,5 +186,5 @@ def test_the_command(gpt2: Path, clip: str, tmp_path: Path, capsys) -> None:
     assert "generate_caption.py --checkpoint" in capsys.readouterr().out
     model, config = load_checkpoint(tmp_path / "out")
     assert config["name"] == "official" and config["encoder"]["kind"] == "embedding"
-    assert main([str(tmp_path / "missing.pt"), str(tmp_path / "other")]) == 1
+    assert main([str(tmp_path / "missing.pt"), str(tmp_path / "other")]) == 2
     assert "There is no file" in capsys.readouterr().err

@@ -7,9 +7,9 @@ import pytest
 
 LAYERS = (
     ("files", "ptb"),
-    ("images", "text", "download", "trunks", "beam", "loop", "metrics"),
+    ("images", "text", "download", "trunks", "beam", "loop"),
     ("caption_files",),
-    ("datasets", "clips", "cnn_lstm", "language_models", "decoding", "plots"),
+    ("datasets", "clips", "cnn_lstm", "language_models", "decoding", "plots", "metrics"),
     ("encoders", "clipcap", "losses"),
     ("features",),
     ("captioner",),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -85,18 +83,13 @@ def test_scoring_prints_and_warns_nothing(capsys: pytest.CaptureFixture) -> None
         scores = evaluate(REFERENCES, dict.fromkeys(REFERENCES, "zebra"), FAST)
         evaluate(REFERENCES, dict.fromkeys(REFERENCES, ""), FAST)
     out = capsys.readouterr()
-    assert out.out == out.err == ""
-    assert max(scores.values()) < 1e-3
-
-
-def test_a_caption_equal_to_a_reference_scores_highest() -> None:
+    assert out.out == out.err == "" and max(scores.values()) < 1e-3
     scores = evaluate(REFERENCES, {image: captions[0] for image, captions in REFERENCES.items()}, FAST)
-    assert [scores[name] for name in metrics.BLEU] == pytest.approx([1.0] * 4, abs=1e-6)
-    assert scores["ROUGE-L"] == pytest.approx(1.0)
+    assert [scores[name] for name in (*metrics.BLEU, "ROUGE-L")] == pytest.approx([1.0] * 5, abs=1e-6)
     assert scores["CIDEr"] > evaluate(REFERENCES, HYPOTHESES, FAST)["CIDEr"] > 0.5
 
 
-def test_cider_on_few_images_is_refused_with_the_reason(caplog, monkeypatch, tmp_path) -> None:
+def test_cider_on_few_images_and_meteor_without_java_say_why_in_one_line(caplog, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no Java
     few = {image: REFERENCES[image] for image in list(REFERENCES)[: metrics.MIN_IMAGES_FOR_CIDER - 1]}
     hypotheses = {image: HYPOTHESES[image] for image in few}
@@ -104,17 +97,10 @@ def test_cider_on_few_images_is_refused_with_the_reason(caplog, monkeypatch, tmp
         evaluate(few, hypotheses, ["CIDEr"])
     with caplog.at_level("WARNING"):
         scores = evaluate(few, hypotheses)
-    assert scores["CIDEr"] is None and scores["BLEU-1"] > 0.5
-    assert any("CIDEr skipped" in record.message for record in caplog.records)
-
-
-def test_without_java_meteor_is_skipped_in_one_line(monkeypatch, tmp_path, caplog) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with caplog.at_level("WARNING"):
-        scores = evaluate(REFERENCES, HYPOTHESES)
-    assert scores["METEOR"] is None and scores["CIDEr"] > 0
-    (record,) = caplog.records
-    assert "\n" not in record.message and "METEOR skipped" in record.message and "apt-get install" in record.message
+    assert scores["CIDEr"] is scores["METEOR"] is None and scores["BLEU-1"] > 0.5
+    cider, meteor = (record.message for record in caplog.records)
+    assert "CIDEr skipped" in cider and "\n" not in meteor
+    assert "METEOR skipped" in meteor and "apt-get install" in meteor
 
 
 def test_meteor_of_counts_by_hand() -> None:
@@ -132,10 +118,10 @@ def test_meteor_of_counts_by_hand() -> None:
     ("references", "hypotheses", "message"),
     [
         ({"a": ["x"]}, {}, "hypotheses is empty"),
-        ({"a": ["x"]}, {"a": "x", "b": "y"}, "'b' has no reference captions"),
-        ({"a": ["x"], "b": ["y"]}, {"a": "x"}, "'b' has no caption to score"),
-        ({"a": []}, {"a": "x"}, "no reference captions"),
-        ({"a": "x"}, {"a": "x"}, "should have a list"),
+        ({"a": ["x"]}, {"a": "x", "b": "y"}, "'b' should have a list .* it has None and 'y'"),
+        ({"a": ["x"], "b": ["y"]}, {"a": "x"}, r"'b' should .* it has \['y'\] and None"),
+        ({"a": []}, {"a": "x"}, r"it has \[\] and 'x'"),
+        ({"a": "x"}, {"a": "x"}, "it has 'x' and 'x'"),
         ({"a": ["x"]}, {"a": ["x", "y"]}, "and one caption"),
     ],
 )
@@ -152,19 +138,17 @@ def write(folder: Path) -> tuple[Path, Path]:
     return hypotheses, references
 
 
-def test_the_command_prints_one_json_object(root: Path, tmp_path: Path) -> None:
-    hypotheses, references = write(tmp_path)
-    out = subprocess.run(
-        [sys.executable, "-m", "helpers.metrics", "--hypotheses", hypotheses, "--references", references,
-         "--metrics", *FAST, "--intervals", "--json"],
-        capture_output=True, text=True, check=True, cwd=root,
-    )  # fmt: skip
-    result = json.loads(out.stdout)
+def test_the_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    hypotheses, references = map(str, write(tmp_path))
+    files = ["--hypotheses", hypotheses, "--references", references]
+    assert metrics.main([*files, "--metrics", *FAST, "--intervals", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     wanted = evaluate(REFERENCES, HYPOTHESES, FAST)
     assert result["images"] == 12
     assert {name: result[name] for name in wanted} == pytest.approx(wanted)
     low, high = result["intervals"]["BLEU-4"]
     assert low <= result["BLEU-4"] <= high
+    assert metrics.main([*files, "--metrics", "BLUE"]) == 2 and "Did you mean 'BLEU" in capsys.readouterr().err
 
 
 def test_a_table_shows_scores_intervals_and_what_is_missing() -> None:
@@ -183,14 +167,14 @@ def test_a_table_shows_scores_intervals_and_what_is_missing() -> None:
         (b"a.jpg x\n", "line 1: expected image<TAB>caption"),
         (b"a.jpg\tx\nb.jpg\n", "line 2: expected image<TAB>caption"),
         (b"\tx\n", "expected image<TAB>caption"),
-        (b"\xff\xfea", "expected UTF-8"),
+        (b"a.jpg\t\x81\n", "not UTF-8"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "h.tsv").write_bytes(text)
     with pytest.raises(CaptioningError, match=message):
         read_hypotheses(tmp_path / "h.tsv")
-    with pytest.raises(CaptioningError, match="Cannot read"):
+    with pytest.raises(CaptioningError, match="no file"):
         read_hypotheses(tmp_path / "absent.tsv")
 
 

@@ -90,4 +90,4 @@ def test_the_command_wants_a_configuration_or_all_of_a_folder(tmp_path: Path, ca
             main(arguments)
         assert "--start_from, --data_dir and --output together" in capsys.readouterr().err
     options = ["--start_from", "clipcap-mlp", "--data_dir", str(tmp_path / "none"), "--output", str(tmp_path / "mine")]
-    assert main(options) == 1 and "no folder" in capsys.readouterr().err
+    assert main(options) == 2 and "no folder" in capsys.readouterr().err
