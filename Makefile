@@ -1,4 +1,4 @@
-# `make` alone lists the commands. Each makes the environment first, so any of them works on a fresh clone.
+# `make` alone lists the commands. Each makes the environment that it needs, so any of them works on a fresh clone.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -14,33 +14,45 @@ SYSTEM_PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 py
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-environment:  ## make .venv, or mend it; the other commands do so themselves
-	@test -n "$(SYSTEM_PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one" \
-		"(on Debian or Ubuntu: apt-get install python3 python3-venv) and repeat the command."; exit 1; }
-	@$(SYSTEM_PYTHON) scripts/make_environment.py $(VENV) requirements.txt
+# What a command needs: requirements.txt and the files named. CPU=1 takes PyTorch's build without NVIDIA's libraries.
+define need
+@test -n "$(SYSTEM_PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one" \
+	"(on Debian or Ubuntu: apt-get install python3 python3-venv) and repeat the command."; exit 1; }
+@$(SYSTEM_PYTHON) scripts/make_environment.py $(if $(CPU),--cpu) $(VENV) requirements.txt $(1)
+endef
+EVERYTHING := requirements-lab.txt requirements-page.txt requirements-dev.txt
 
-run: environment  ## run every notebook, caption the sample photos, print the results (3 to 9 minutes on two cores)
+environment:  ## make .venv, or mend it; the other commands do so themselves; with CPU=1 without NVIDIA's libraries
+	$(call need,requirements-lab.txt)
+
+run:  ## run every notebook, caption the sample photos, print the results (3 to 9 minutes on two cores)
+	$(call need,requirements-lab.txt)
 	@$(PYTHON) scripts/run_all.py
 
-test: environment  ## lint, unit tests, every cell of every notebook, browser test
+test:  ## lint, unit tests, every cell of every notebook, browser test
+	$(call need,$(EVERYTHING))
 	@sh scripts/get_chromium.sh
 	@$(PYTHON) -m ruff check .
 	@export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; status=0; \
-	for part in tests notebooks; do \
+	for part in $(or $(PART),tests notebooks); do \
 		$(PYTHON) -m pytest $$part -n 2 --dist loadfile $(PYTEST_OPTIONS) || status=1; \
 	done; \
 	exit $$status
 
-lint: environment  ## check style only
+lint:  ## check style only
+	$(call need,$(EVERYTHING))
 	@$(PYTHON) -m ruff check .
 
-lab: environment  ## open JupyterLab on notebook 00
-	@$(PYTHON) -m jupyterlab notebooks/00_caption_a_photo.ipynb
+lab:  ## open JupyterLab on the first notebook
+	$(call need,requirements-lab.txt)
+	@$(PYTHON) -m jupyterlab $(firstword $(sort $(wildcard notebooks/*.ipynb)))
 
-app: environment  ## open the web page; a captioner of your own: make app CHECKPOINT=folder
+app:  ## open the web page; a captioner of your own: make app CHECKPOINT=folder
+	$(call need,requirements-page.txt)
 	@$(PYTHON) -m streamlit run app.py $(if $(CHECKPOINT),-- --checkpoint "$(CHECKPOINT)")
 
-serve: environment  ## serve captions over HTTP on 127.0.0.1:8000; CHECKPOINT=folder as above
+serve:  ## serve captions over HTTP on 127.0.0.1:8000; CHECKPOINT=folder as above
+	$(call need,requirements-page.txt)
 	@$(PYTHON) serve.py $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(SERVE_OPTIONS)
 
 site: build/site-env/.ready  ## make the course's web pages in build/site, from stored outputs

@@ -99,18 +99,14 @@ def rewrite(text: str, old: str, new: str, release: str) -> str:
 def main(arguments: list[str]) -> None:
     old, release = facts()
     new = normal("".join(arguments) or old)
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), ROOT / "CITATION.cff", ROOT / "pyproject.toml"]:
-        write(path, rewrite(path.read_text(encoding="utf-8"), old, new, release))
-    for path in sorted(ROOT.glob("notebooks/**/[0-9]*.ipynb")):
-        write(path, stamp(path))
+    documents = [ROOT / "pyproject.toml", ROOT / "CITATION.cff", *ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+    for path in [*documents, *sorted(ROOT.glob("notebooks/**/[0-9]*.ipynb"))]:
+        before = path.read_text(encoding="utf-8")
+        after = stamp(path) if path.suffix == ".ipynb" else rewrite(before, old, new, release)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: rewritten")
     print(f"The course's address is {new}, its release {release}.")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes the file when its text changed, and says so."""
-    if text != path.read_text(encoding="utf-8"):
-        path.write_text(text, encoding="utf-8")
-        print(f"{path.relative_to(ROOT)}: rewritten")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ import bootstrap_cell
 import course
 from bootstrap_cell import cell, facts, normal, stamp
 from notebook_tools import execute, find_notebooks
-from tests.test_requirements import modules_of
+from tests.test_requirements import imported
 
 ADDRESS, RELEASE = facts()
 CELL = cell(ADDRESS, RELEASE)
@@ -45,10 +44,8 @@ def test_every_notebook_begins_with_it(path: Path) -> None:
 
 @notebooks
 def test_colab_gets_all_that_a_notebook_imports(path: Path) -> None:
-    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    plain = "\n".join(re.sub(r"^\s*[%!].*$", "pass", source, flags=re.M) for source in code)
     ours = {"course", "helpers", "pocket_scenes", "ranking", "IPython"}
-    assert modules_of(ast.parse(plain)) <= ours | {*sys.stdlib_module_names, *course.MODULES}, "add it to course.py"
+    assert imported(path) <= ours | {*sys.stdlib_module_names, *course.MODULES}, "add it to course.py"
 
 
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/solutions"])

@@ -1,4 +1,4 @@
-"""requirements.txt: reasons, bounds, agreement with environment.yml, with Colab, and with what the code imports."""
+"""The requirement files: reasons, bounds, agreement with environment.yml, Colab, and what the code imports."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ OURS = {
 OPTIONAL = {"pillow_heif", "kagglehub", "google", "datasets"}
 
 
-def lines(root: Path) -> list[str]:
-    """Returns the lines of requirements.txt that name a package."""
-    text = (root / "requirements.txt").read_text(encoding="utf-8")
+PARTS = {"": "a reader", "-lab": "notebooks at home", "-page": "page and service", "-dev": "tests"}
+
+
+def lines(root: Path, *parts: str) -> list[str]:
+    """Returns the lines of the files that name a package: of all, or of `requirements{part}.txt`."""
+    text = "\n".join((root / f"requirements{part}.txt").read_text(encoding="utf-8") for part in parts or PARTS)
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -39,7 +42,9 @@ def requirements(root: Path) -> dict[str, Requirement]:
 
 
 def test_every_line_has_a_lower_bound_and_a_reason(root: Path) -> None:
-    for line in lines(root):
+    names = [re.split(r"[<>=]", line)[0] for line in lines(root)]
+    assert len(names) == len(set(names)), "a package stands in one file alone"
+    for line in lines(root, *PARTS, "-site"):
         assert re.search(r">=\d", line.split("#")[0]), f"no lower bound: {line}"
         assert re.search(r"  # [\w`].{9,}", line), f"no reason: {line}"
 
@@ -66,10 +71,23 @@ def test_environment_yml_has_the_same_content(root: Path, requirements) -> None:
     assert f'requires-python = "{python.removeprefix("python")}"' in (root / "pyproject.toml").read_text()
 
 
-def modules_of(tree: ast.AST) -> set[str]:
-    """Returns the top-level names that the code imports, at any depth."""
+# Who imports what, by the files that have to bring it; each file needs requirements.txt as well.
+READS = {
+    ("",): ["[cg]*.py", "helpers/*.py", "pocket_scenes/*.py", "ranking/*.py", "notebooks/**/*.ipynb"],
+    ("", "-page"): ["app.py", "serve.py"],
+    ("", "-lab"): ["scripts/run_all.py", "scripts/student_versions.py"],
+    ("", "-lab", "-page", "-dev"): ["scripts/*.py", "tests/*.py", "benchmarks/*.py", "configs/cluster/*.py"],
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Returns the top-level modules that a Python file or a notebook imports, at any depth."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        code = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = re.sub(r"^\s*[%!].*$", "pass", "\n".join(code), flags=re.M)  # IPython's own lines
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -77,29 +95,17 @@ def modules_of(tree: ast.AST) -> set[str]:
     return found
 
 
-def imported(root: Path) -> set[str]:
-    """Returns every top-level module that a Python file or a notebook of the repository imports."""
-    found = set()
-    for folder in (".", "helpers", "pocket_scenes", "ranking", "configs/cluster", "scripts", "tests", "benchmarks"):
-        for path in (root / folder).glob("*.py"):
-            found |= modules_of(ast.parse(path.read_text(encoding="utf-8")))
-    for path in root.glob("notebooks/**/*.ipynb"):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "code":
-                source = "".join(cell["source"])
-                plain = re.sub(r"^\s*[%!].*$", "pass", source, flags=re.M)  # IPython's own lines
-                found |= modules_of(ast.parse(plain))
-    return found
-
-
-def test_what_the_code_imports_is_required(root: Path, requirements) -> None:
+@pytest.mark.parametrize("parts", READS, ids=lambda parts: PARTS[parts[-1]])
+def test_what_the_code_imports_is_required(root: Path, parts: tuple[str, ...]) -> None:
     """Only what is asked for is sure to be there: a dependency's dependency may go with its next version."""
     known = importlib.metadata.packages_distributions()
+    brought = {Requirement(line.split("#")[0]).name.lower() for line in lines(root, *parts)}
     folders = ("scripts", "tests", "benchmarks", "configs/cluster")
     local = OURS | {path.stem for folder in folders for path in (root / folder).glob("*.py")}
+    modules = {module for pattern in READS[parts] for path in root.glob(pattern) for module in imported(path)}
     missing = []
-    for module in sorted(imported(root) - set(sys.stdlib_module_names) - local - OPTIONAL):
+    for module in sorted(modules - set(sys.stdlib_module_names) - local - OPTIONAL):
         owners = {name.lower().replace("_", "-") for name in known.get(module, [])}
-        if not owners & set(requirements):
+        if not owners & brought:
             missing.append(f"{module} ({', '.join(sorted(owners)) or 'not installed'})")
-    assert not missing, f"imported but not in requirements.txt: {', '.join(missing)}"
+    assert not missing, f"imported but not in requirements{parts[-1]}.txt: {', '.join(missing)}"
