@@ -69,11 +69,8 @@ def main(arguments: list[str]) -> int:
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", folder]).returncode == 0
         done = made and install(folder, files, cpu)
     if not done:
-        print(
-            f"The environment could not be made in {folder}; the reason stands above. It needs the network and up to "
-            "7 GB of disk (with CPU=1 about 2). Repeat the command to go on.",
-            file=sys.stderr,
-        )
+        needs = "It needs the network and up to 7 GB of disk, with CPU=1 about 2"
+        print(f"{folder} could not be made; the reason stands above. {needs}. Repeat the command.", file=sys.stderr)
         return 1
     others = {line for line in stamped if line.split()[0] not in {file.name for file in files}}
     stamp.write_text("\n".join(sorted(wanted | others)) + "\n")

@@ -64,12 +64,8 @@ def execute(
 
 def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Returns the notebook without what differs from run to run: times, versions of the machine, widget state."""
-    book.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     book.nbformat, book.nbformat_minor = 4, 5
     for number, cell in enumerate(book.cells):
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")})

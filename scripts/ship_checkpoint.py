@@ -1,6 +1,6 @@
 """Turns a finished training run into a shipped checkpoint: scores every stage on dev, writes weights, curve and card.
 
-    python scripts/ship_checkpoint.py cnn-lstm [--run FOLDER] [--data_dir DIR]
+python scripts/ship_checkpoint.py cnn-lstm [--run FOLDER] [--data_dir DIR]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns a finished run of PocketCLIP or PocketGPT2 into a shipped checkpoint with its card.
 
-    python scripts/ship_pretrained.py pocket-clip
-    python scripts/ship_pretrained.py pocket-gpt2
+python scripts/ship_pretrained.py pocket-clip
+python scripts/ship_pretrained.py pocket-gpt2
 """
 
 from __future__ import annotations
