@@ -158,9 +158,9 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its name when the block ends without an error.
+    """Yields a temporary path that takes the name `path` when the block ends without an error; see `whole_files`.
 
-    A reader sees the old file or the whole new one, never a part. Raises as `whole_files` does. Notebook 08, section 3.
+    A reader sees the old file or the whole new one, never a part. Notebook 08, section 3.
     """
     path = Path(path)
     with whole_files(path.parent) as part:
@@ -214,11 +214,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CaptioningError(f"There is no file {path} with weights. Check the spelling and the folder.")
     with open(path, "rb") as file:
-        head = file.read(200).lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        raise CaptioningError(f"{path} is a web page, not weights: the link led to a page. Download the file itself.")
-    if head.startswith(b"version https://git-lfs"):
-        raise CaptioningError(f"{path} is a Git LFS pointer, not weights. Run `git lfs pull`, or download the file.")
+        head = file.read(200).lstrip()
+    if head.startswith((b"<", b"version https://git-lfs")):
+        raise CaptioningError(f"{path} is a web page or a Git LFS pointer, not weights. Download the file itself.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -235,11 +233,10 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise CaptioningError(f"Cannot read weights from {path}: {str(error)[:200]}. Download it again.") from error
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     found = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
-    if any(value.layout != torch.strided or value.is_quantized for value in found.values()):
-        # the indices of a sparse tensor are not looked at until it is multiplied, beyond the end of its memory
-        raise CaptioningError(f"{path} holds sparse or quantised tensors, which no model here has. It was not read.")
-    if not found:
-        raise CaptioningError(f"{path} holds no named weights. Expected the state dict of a model.")
+    # the indices of a sparse tensor are not looked at until it is multiplied, beyond the end of its memory
+    if not found or any(value.layout != torch.strided or value.is_quantized for value in found.values()):
+        raise CaptioningError(f"{path} holds no named weights, or sparse or quantised ones, which no model here has. "
+                              "Expected the state dict of a model.")
     return found
 
 

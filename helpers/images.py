@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from helpers.files import CaptioningError, usable_cores
@@ -27,7 +28,6 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", "
 # Only decoders that work in memory on a size declared up front: EPS would start Ghostscript, ICO and ICNS hide
 # a second image with a size of its own.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
-_ACCEPTED = "JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF"
 SIDE, LOW = 32, 16  # a hash is the signs of the LOW x LOW lowest frequencies of a SIDE x SIDE grey copy
 NEAR = 40  # differing bits of 255 up to which two photos count as the same; see `near_duplicates`
 _COSINES = np.cos(np.pi / SIDE * (np.arange(SIDE) + 0.5) * np.arange(LOW)[:, None]).astype(np.float32)  # [LOW, SIDE]
@@ -50,11 +50,12 @@ def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> I
     MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before decoding). Notebook 00, section 8.
     """
     if isinstance(source, Image.Image):
-        name = shown(getattr(source, "filename", "") or "the image")
-        return _finish(source, name)
+        return _finish(source, shown(getattr(source, "filename", "") or "the image"))
     name, data = _read(source)
     if not data:
         raise CaptioningError(f"{name} is empty (0 bytes). Copy or download it again.")
+    if len(data) > MAX_BYTES:
+        raise CaptioningError(f"{name} is larger than {MAX_BYTES // 10**6} MB. Save a smaller copy and use that.")
     return _finish(_identify(data, name), name, data)
 
 
@@ -64,24 +65,20 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
     Natural order puts photo2 before photo10. A path that does not exist, and a folder without images, stay in the list:
     `open_image` says what is wrong with them, and the others go on. Notebook 00, section 2.
     """
-    if isinstance(paths, str | os.PathLike):
-        paths = [paths]
     found: list[Path] = []
-    for path in map(Path, paths):
-        inside: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         try:
-            if path.is_dir():
-                inside = [entry for entry in path.iterdir() if _looks_like_image(entry)]
-        except (OSError, ValueError):  # no permission, a link to itself, a name no system accepts
-            pass
-        found += sorted(inside, key=natural_key) or [path]
+            inside = [entry for entry in path.iterdir() if _looks_like_image(entry)]
+        except (OSError, ValueError):  # a file, nothing, no permission, a name no system accepts
+            inside = []
+        found += sorted(inside, key=_natural) or [path]
     return found
 
 
-def natural_key(path: str | os.PathLike) -> list[tuple[int, int, str]]:
-    """Returns a sort key by which numbers inside names compare as numbers. Notebook 00, section 2."""
-    pieces = re.split(r"([0-9]{1,18})", os.fspath(path))
-    return [(0, int(piece), piece) if i % 2 else (1, 0, piece.lower()) for i, piece in enumerate(pieces)]
+def _natural(path: Path) -> list[int | str]:
+    """A sort key by which numbers inside names compare as numbers."""
+    pieces = re.split(r"([0-9]{1,18})", path.name)  # every second one is a number
+    return [int(piece) if i % 2 else piece.lower() for i, piece in enumerate(pieces)]
 
 
 def _looks_like_image(path: Path) -> bool:
@@ -90,80 +87,62 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def _read(source: str | os.PathLike | bytes | IO[bytes]) -> tuple[str, bytes]:
-    """Returns the printable name and at most MAX_BYTES of the source; never waits on a FIFO or a device."""
+    """Returns the printable name and at most MAX_BYTES + 1 of the source; never waits on a FIFO or a device."""
     if isinstance(source, bytes | bytearray | memoryview):
-        name, data = "the image", bytes(source)
-    elif isinstance(source, str | os.PathLike):
-        name, data = shown(source), _read_path(source)
-    elif hasattr(source, "read"):
-        name = shown(getattr(source, "name", None) or "the image")
-        try:
-            if source.seekable():
-                source.seek(0)  # an upload may have been read once already
-            data = source.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise CaptioningError(f"Cannot read {name}: {error}.") from error
-        if not isinstance(data, bytes):
-            raise CaptioningError(f"{name} is open as text. Open it with mode 'rb'.")
-    else:
-        raise CaptioningError(f"Expected a path, an open file or an image, not {type(source).__name__}.")
-    if len(data) > MAX_BYTES:
-        raise CaptioningError(f"{name} is larger than {MAX_BYTES // 10**6} MB. Save a smaller copy and use that.")
+        return "the image", bytes(source)
+    name = shown(getattr(source, "name", None) or "the image" if hasattr(source, "read") else source)
+    try:
+        if isinstance(source, str | os.PathLike):
+            return name, _read_path(source, name)
+        if not hasattr(source, "read"):
+            raise CaptioningError(f"Expected a path, an open file or an image, not {type(source).__name__}.")
+        if source.seekable():
+            source.seek(0)  # an upload may have been read once already
+        data = source.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise CaptioningError(f"There is no file {name}. Check the spelling and the folder.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name, a closed file
+        raise CaptioningError(f"Cannot open {name}: {getattr(error, 'strerror', None) or error}.") from error
+    if not isinstance(data, bytes):
+        raise CaptioningError(f"{name} is open as text. Open it with mode 'rb'.")
     return name, data
 
 
-def _read_path(path: str | os.PathLike) -> bytes:
-    name = shown(path)
+def _read_path(path: str | os.PathLike, name: str) -> bytes:
     if name.lower().startswith(("http://", "https://")):
         raise CaptioningError(f"{name} is a web address. Download the photo first and give the path of the file.")
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise CaptioningError(f"{name} is a folder without images in it, not an image. Name a photo, or a folder "
-                                  f"that holds photos directly ({', '.join(SUFFIXES[:4])}, ...).")
-        if not stat.S_ISREG(mode):  # looked at before it is opened: opening a pipe waits for a writer for ever
-            raise CaptioningError(f"{name} is not a regular file (it is a pipe, a socket or a device). Name a photo.")
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise CaptioningError(f"There is no file {name}. Check the spelling and the folder.") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise CaptioningError(f"Cannot open {name}: {getattr(error, 'strerror', None) or error}.") from error
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):  # looked at before it is opened: opening a pipe waits for a writer for ever
+        what = "a folder without images in it" if stat.S_ISDIR(mode) else "not a regular file (a pipe or a device)"
+        raise CaptioningError(f"{name} is {what}. Name a photo, or a folder that holds photos directly.")
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _identify(data: bytes, name: str) -> Image.Image:
     """Returns the image with its header read and nothing decoded."""
-    formats = FORMATS
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
-        try:
-            import pillow_heif
+    heic = data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf") and b"avif" not in data[8:64]
+    if heic and importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
 
-            pillow_heif.register_heif_opener()
-            formats = ("HEIF", *FORMATS)
-        except ImportError:
-            if b"avif" not in data[8:64]:  # AVIF may carry mif1 as its major brand
-                raise CaptioningError(
-                    f"{name} is a HEIC photo, which needs a decoder. Run `pip install pillow-heif`, or save the photo "
-                    "as JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible)."
-                ) from None
+        pillow_heif.register_heif_opener()
     try:
-        return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=("HEIF",) if heic else FORMATS)
     except Image.DecompressionBombError:
-        raise _too_large(name, "far more") from None
-    except (Image.UnidentifiedImageError, KeyError):  # KeyError: a Pillow built without one of the formats
-        raise CaptioningError(f"{name} is not an image that can be read. Use {_ACCEPTED}.") from None
+        raise _wrong_size(name, "far too many") from None
+    except (Image.UnidentifiedImageError, KeyError):  # KeyError: a Pillow without the format
+        hint = "Use JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF."
+        if heic:
+            hint = "It is a HEIC photo: run `pip install pillow-heif`, or save it as JPEG."
+        raise CaptioningError(f"{name} is not an image that can be read. {hint}") from None
     except Exception as error:  # Pillow's parsers raise nearly everything on damaged headers
         raise _damaged(name, error) from error
 
 
 def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
     width, height = image.size
-    if width < 1 or height < 1:
-        raise CaptioningError(f"{name} has no pixels ({width} x {height}).")
-    if max(width, height) > MAX_SIDE:
-        raise CaptioningError(f"{name} is {width} x {height} pixels; no side may be longer than {MAX_SIDE:,}.")
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, f"{width} x {height} pixels, more")
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise _wrong_size(name, f"{width} x {height}")
     # FF DA starts a pass over the picture; inside compressed data every FF is followed by 00, so counting is enough
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") * width * height > MAX_SCAN_PIXELS:
         raise CaptioningError(f"{name} is a JPEG with far too many passes. Open it and save it again.")
@@ -176,22 +155,18 @@ def _finish(image: Image.Image, name: str, data: bytes = b"") -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        return ImageOps.exif_transpose(image)
     except Exception:  # noqa: BLE001  broken metadata is no reason to refuse a photo that can be seen
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image if type(image) is Image.Image else image.copy()  # a plain image, free of the file's bytes
     if image.mode.startswith(("I", "F")):
-        return _scale(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        paper = Image.new("RGB", rgba.size, "white")
-        paper.paste(rgba, mask=rgba.getchannel("A"))
-        return paper
+        image = _scale(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba.getchannel("A"))
     return image.convert("RGB")
 
 
@@ -201,17 +176,14 @@ def _scale(image: Image.Image) -> Image.Image:
     Cameras store 10 or 12 bits in 16: the scale is the smallest usual one that holds the brightest pixel.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
-    brightest = values.max()
-    tops = [1.0] if image.mode == "F" else []
-    tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
-    top = next((top for top in tops if brightest <= top), brightest)
+    tops = [1.0] * (image.mode == "F") + [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    top = next((top for top in tops if values.max() <= top), values.max())
     return Image.fromarray(np.rint(values * (255.0 / top)).clip(0, 255).astype(np.uint8))
 
 
-def _too_large(name: str, size: str) -> CaptioningError:
-    return CaptioningError(
-        f"{name} declares {size} than the {MAX_PIXELS // 10**6} million pixels allowed. Save and use a smaller copy."
-    )
+def _wrong_size(name: str, size: str) -> CaptioningError:
+    return CaptioningError(f"{name} declares {size} pixels; at most {MAX_PIXELS // 10**6} million pixels are allowed, "
+                           f"and no side may be longer than {MAX_SIDE:,}. Save and use a smaller copy.")
 
 
 def _damaged(name: str, error: Exception) -> CaptioningError:

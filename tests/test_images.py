@@ -111,23 +111,16 @@ def test_alpha_is_laid_on_white():
     assert pixel(nasty.encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == (255, 255, 255)
 
 
-def test_sixteen_bits_are_scaled_and_not_cut_off():
-    values = np.array([[0, 257, 25700, 65535]], np.uint16)
+def test_more_than_eight_bits_are_scaled_and_not_cut_off():
     for format in ("PNG", "TIFF"):
-        opened = open_image(nasty.encode(Image.fromarray(values), format))
-        assert np.asarray(opened)[0, :, 0].tolist() == [0, 1, 100, 255]
+        for bits in (8, 10, 12, 14, 16):  # cameras store fewer bits in 16
+            top = 2**bits - 1
+            opened = open_image(nasty.encode(Image.fromarray(np.array([[0, top // 5, top]], np.uint16)), format))
+            assert np.allclose(np.asarray(opened)[0, :, 0], [0, 51, 255], atol=1)
     whole = Image.fromarray(np.array([[0, 65535, 257]], np.int32))
     assert np.asarray(open_image(whole))[0, :, 1].tolist() == [0, 255, 1]
     fraction = Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32))
     assert np.asarray(open_image(fraction))[0, :, 2].tolist() == [0, 51, 255]
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_fewer_bits_in_sixteen_are_as_bright_as_they_are_meant(bits):
-    top = 2**bits - 1
-    values = np.array([[0, top // 5, top]], np.uint16)
-    opened = np.asarray(open_image(nasty.encode(Image.fromarray(values), "PNG")))
-    assert np.allclose(opened[0, :, 0], [0, 51, 255], atol=1)
 
 
 def test_a_signalling_nan_is_black_and_no_warning(recwarn):  # found by fuzzing
@@ -155,8 +148,6 @@ def test_sources_of_every_kind(tmp_path):
     with open(path, "rb") as file:
         for source in (path, str(path), upload, file, path.read_bytes(), Image.open(path)):
             assert pixel(source) == (1, 2, 3)
-    given = Image.new("RGB", (3, 2))
-    assert open_image(given) is given
     assert "open as text" in error_of(io.StringIO("text"))
     assert "not int" in error_of(7)
 
@@ -178,7 +169,7 @@ def test_messages_name_the_file_and_the_fault(corpus, name, words):
 def test_declared_size_is_checked_before_anything_is_decoded():
     data = nasty.png(60000, 60000, 300)
     start = time.process_time()
-    assert "far more" in error_of(data)
+    assert "far too many" in error_of(data)
     assert time.process_time() - start < 0.05
     giant = Image.new("1", (9000, 9000))
     assert "9000 x 9000" in error_of(giant)
