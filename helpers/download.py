@@ -1,6 +1,8 @@
 """Fetches the full-size datasets: one source after the other, checked, unpacked, and put in place whole.
 
-A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`. The sources are in `data/sources.json`.
+A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`. `data/sources.json` says how many
+images, and captions an image, each should have, and its sources: a `repository` of the Hugging Face hub, or `files`, zip
+archives with a `name`, `url`, perhaps a `hash` ("md5:..."), a folder to go `into`, and whether they are `optional`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,98 +29,68 @@ PAUSE = 0.5  # seconds before the second try; doubled before each later one
 MAX_RATIO = 200  # unpacked to packed: photos are near 1, captions below 10, bombs above 1,000
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A zip archive on the web, and its "md5:..." or "sha256:..." if known. Notebook 01, section 1."""
-
-    name: str
-    url: str
-    hash: str | None = None
-    into: str = ""  # the folder below the dataset's that it is unpacked to
-    optional: bool = False  # the dataset can be used without it
+DATASETS = read_json(ROOT / "data" / "sources.json")
 
 
-@dataclass(frozen=True)
-class Source:
-    """One way to get a dataset: archives, or a repository of the hub. Notebook 01, section 1."""
-
-    name: str
-    files: Sequence[RemoteFile] = ()
-    repository: str | None = None
-    revision: str | None = None
-
-
-_DATASETS = read_json(ROOT / "data" / "sources.json")
-EXPECTED = {name: (entry["images"], entry["captions"]) for name, entry in _DATASETS.items()}  # captions an image
-SOURCES = {name: [Source(one["name"], [RemoteFile(**file) for file in one.get("files", ())], one.get("repository"),
-                         one.get("revision")) for one in entry["sources"]]
-           for name, entry in _DATASETS.items()}  # fmt: skip
-
-
-def fetch_dataset(
-    name: str, folder: str | os.PathLike, read: Callable, sources: Sequence[Source] | None = None,
-    expected: tuple[int, int] | None = None,
-) -> Path:
+def fetch_dataset(name: str, folder: str | os.PathLike, read: Callable) -> Path:
     """Returns `folder` with the dataset `name` in it, fetched if it is missing or empty. Notebook 01, section 1.
 
-    Each source is tried until one gives a dataset that `read` (folder -> Dataset) accepts with at least `expected` =
-    (images, captions an image). The folder appears whole or not at all; of two processes the second waits. Raises
-    CaptioningError with why each source failed, and how to do it by hand.
+    Each source is tried until one gives a complete dataset that `read` (folder -> Dataset) accepts. The folder appears
+    whole or not at all; of two processes the second waits. Raises CaptioningError with why each source failed, and how
+    to do it by hand.
     """
     folder = Path(folder).absolute()
-    if name not in SOURCES:
-        raise unknown_name("dataset to download", name, SOURCES)
-    sources = sources or SOURCES[name]
-    work, problems = folder.with_name(folder.name + ".download"), []
+    if name not in DATASETS:
+        raise unknown_name("dataset to download", name, DATASETS)
+    work, problems, addresses = folder.with_name(folder.name + ".download"), [], []
     with only_one(work):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
-        for source in sources:
+        for source in DATASETS[name]["sources"]:
             try:
-                _from_source(source, folder, work, read, expected or EXPECTED[name])
+                _from_source(source, folder, work, read, DATASETS[name])
                 return folder
             except CaptioningError as error:
-                problems.append(f"- {source.name}: {error}")
-    files = next((source.files for source in sources if source.files), ())
+                problems.append(f"- {source['name']}: {error}")
+                addresses += [f"    {file['url']}" for file in source.get("files", ())]
     raise CaptioningError("\n".join([
-        f"{name} could not be downloaded.", *problems, "By hand: where there is a connection, download",
-        *(f"    {file.url}" for file in files), f"  put the files into {work} under the same names and call again, or",
+        f"{name} could not be downloaded.", *problems, "By hand: where there is a connection, download", *addresses,
+        f"  put the files into {work} under the same names and call again, or",
         f"  fill {folder} yourself, in a layout that data/README.md shows."]))  # fmt: skip
 
 
-def _from_source(source: Source, folder: Path, work: Path, read: Callable, expected: tuple[int, int]) -> None:
+def _from_source(source: Mapping, folder: Path, work: Path, read: Callable, expected: Mapping) -> None:
     """Fetches, unpacks, checks, and renames to `folder`."""
-    archives: dict[RemoteFile, Path] = {}
-    for file in source.files:
+    archives, part = [], work / "unpacked"
+    for file in source.get("files", ()):
         try:
-            archives[file] = fetch_file(file, work)
+            archives.append((file, fetch_file(file, work)))
         except CaptioningError as error:
-            if not file.optional:
+            if not file.get("optional"):
                 raise
-            print(f"{file.name} is left out: {error}")
-    part = work / "unpacked"
+            print(f"{file['name']} is left out: {error}")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed; nobody else is here
     try:
         with writing(folder):
             part.mkdir(parents=True)
-            if source.repository is not None:
-                from_hub(source, part)
-            for file, path in archives.items():
-                extract(path, part / file.into)
+            if "repository" in source:
+                from_hub(source["repository"], source.get("revision"), part)
+            for file, path in archives:
+                extract(path, part / file.get("into", ""))
             counts = read(part).table.groupby("image").size()
-            if len(counts) < expected[0] or counts.min() < expected[1]:
+            if len(counts) < expected["images"] or counts.min() < expected["captions"]:
                 raise CaptioningError(f"what was downloaded has {len(counts):,} images with {counts.min()} captions or "
-                                      f"more; {expected[0]:,} with {expected[1]} were expected")
+                                      f"more; {expected['images']:,} with {expected['captions']} were expected")
             if folder.is_dir():
                 folder.rmdir()  # empty, or we should not be here
             os.rename(part, folder)
     except CaptioningError:
         shutil.rmtree(part, ignore_errors=True)
-        for file, path in archives.items():
-            if file.hash is None:  # a known hash says that the bytes are right
+        for file, path in archives:
+            if "hash" not in file:  # a known hash says that the bytes are right
                 path.unlink(missing_ok=True)
         raise
-    for path in archives.values():
+    for _, path in archives:
         path.unlink(missing_ok=True)
 
 
@@ -144,18 +115,18 @@ def extract(archive: Path, folder: Path) -> None:
         raise CaptioningError(f"{archive.name} is damaged or no zip archive: {error}.") from error
 
 
-def fetch_file(file: RemoteFile, folder: Path) -> Path:
-    """Returns the path of a remote file in `folder`. One that is there is checked and used, a part of one continued.
+def fetch_file(file: Mapping, folder: Path) -> Path:
+    """Returns the path of a file of `data/sources.json` in `folder`. Notebook 01, section 1.
 
-    The file must have the hash that `file` names, if any. Raises CaptioningError. Notebook 01, section 1.
+    One that is there is checked and used, a part of one continued. Raises CaptioningError.
     """
-    path, part = folder / file.name, folder / f"{file.name}.part"
+    path, part = folder / file["name"], folder / f"{file['name']}.part"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        _download(file.url, part)
+        _download(file["url"], part)
         os.replace(part, path)
-    if file.hash:
-        algorithm, _, digest = file.hash.partition(":")
+    if "hash" in file:
+        algorithm, _, digest = file["hash"].partition(":")
         with open(path, "rb") as content:
             found = hashlib.file_digest(content, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
         if found != digest:
@@ -204,7 +175,7 @@ def _go_on(url: str, part: Path, have: int) -> None:
         raise ConnectionError(f"after {have:,} of {total:,} bytes")
 
 
-def from_hub(source: Source, folder: Path) -> None:
+def from_hub(repository: str, revision: str | None, folder: Path) -> None:
     """Fills `folder` in Flickr8k's Kaggle layout from the Parquet files of a dataset of the Hugging Face hub.
 
     A row has `image` ({"bytes"}), captions in `caption` (text or list) or `caption_0`, `caption_1`, ..., and perhaps
@@ -215,8 +186,7 @@ def from_hub(source: Source, folder: Path) -> None:
 
     table = []
     try:
-        found = snapshot_download(source.repository, repo_type="dataset", revision=source.revision,
-                                  allow_patterns="*.parquet")
+        found = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns="*.parquet")
         (folder / "Images").mkdir()
         for path in sorted(Path(found).rglob("*.parquet")):
             for row in pandas.read_parquet(path).to_dict("records"):

@@ -9,36 +9,20 @@ of what it matches has to follow, but is left for the next token.
 from __future__ import annotations
 
 import functools
+import json
 import re
 import unicodedata
+from pathlib import Path
 
 # coco-caption drops these. It lists the brackets in capitals, while the tokeniser writes them in small letters, so
 # brackets stay in; scores are only equal if we keep them too.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"'])
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": "", "&mdash;": "--"}
-
-
-# The full stop stays on these. A title goes on before a name ("Mr.A" is one word), an ending does not ("etc.A" is two).
-TITLES = """
-adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
-gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
-reps rev sen sens sfc sgt spc st ste supt vs wm
-""".split()  # noqa: SIM905
-ENDINGS = """
-al ala apr ariz assn aug bhd bldg blvd bros calif co col colo conn corp cos ct dak dec esq est etc ext feb fla
-fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd
-rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
-""".split()  # noqa: SIM905
-NOT_IN_CAPITALS = "mfg mtg pte pty ppte ppty ptes ptys".split()  # noqa: SIM905
-NOT_IN_SMALL = "az la pa ark del ill ore tex mass miss wash".split()  # noqa: SIM905
-BEFORE_A_NUMBER = "ca no op pp art fig nos prop figs".split()  # noqa: SIM905
-# After one letter and a full stop, these begin a sentence: the full stop is not the letter's.
-STARTERS = """
-A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms.
-Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
-You
-""".split()  # noqa: SIM905
+_TABLES = json.loads((Path(__file__).parent.parent / "data" / "ptb.json").read_text(encoding="utf-8"))
+# Words after which a full stop stays, and what begins a sentence after one letter and a full stop
+TITLES, ENDINGS, NOT_IN_CAPITALS, NOT_IN_SMALL, BEFORE_A_NUMBER, STARTERS = (_TABLES[name] for name in (
+    "titles", "endings", "not_in_capitals", "not_in_small", "before_a_number", "starters"))
 
 
 def _any_case(words: list[str]) -> str:
@@ -110,16 +94,6 @@ _COMPILED = [re.compile(rule) for rule in _RULES]
 _PLAIN = re.compile(r"([A-Za-z]+(?=[,!?;\"]?(?:\s|$))|[A-Za-z]{2,}(?=\.(?:\s|$)))|[.,!?;:](?=\s|$)")
 _SPLIT = frozenset(["cannot", "gonna", "wanna", "gotta", "gimme", "lemme"])
 _ABBREVIATED = frozenset([*TITLES, *ENDINGS, *NOT_IN_CAPITALS, *NOT_IN_SMALL, *BEFORE_A_NUMBER])
-_SIGNS = {
-    **dict.fromkeys("\x96\x97–—―", " -- "),
-    **dict.fromkeys("\x93“«", "“"),
-    **dict.fromkeys("\x94”»", "”"),
-    **dict.fromkeys("\x91‘‛‹", "‘"),
-    **dict.fromkeys("\x92’›", "’"),
-    **dict.fromkeys("\x80¤₠€", " $ "),
-    **{"…": " ... ", "£": " # ", "¢": " cents ", "\xad": "", "½": " 1/2 ",
-       "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
-}  # fmt: skip
 _SYMBOL = re.compile(
     "[¡¥-©¬®-´¶-¹¿×÷\u0e3f\u0e4f\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2070\u2074-\u207e"
     "\u2080-\u208e\u20a4\u2100-\u214f\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff65\uffe0-\uffe6]"
@@ -129,8 +103,8 @@ _SYMBOL = re.compile(
 @functools.lru_cache(maxsize=4096)
 def _sign(char: str) -> str:
     """Returns how a character outside ASCII is read: itself, other signs, a word alone, or NUL if it is dropped."""
-    if char in _SIGNS:
-        return _SIGNS[char]
+    if char in _TABLES["signs"]:
+        return _TABLES["signs"][char]
     if char in "‐‑⁄":
         return char
     code, category = ord(char), unicodedata.category(char)

@@ -16,7 +16,7 @@ import pytest
 
 from helpers import download
 from helpers.datasets import load_dataset, read_flickr8k
-from helpers.download import RemoteFile, Source, fetch_dataset, fetch_file
+from helpers.download import fetch_file
 from tests.bad_server import Page, serving
 from tests.small_archives import DATA, error_of, extract_to, flickr8k_zip, packed, photo
 
@@ -36,8 +36,20 @@ def server():
         yield server
 
 
-def source(server, *names: str, **options) -> Source:
-    return Source(names[0], tuple(RemoteFile(name, server.url(f"/{name}")) for name in names), **options)
+def remote(name: str, url: str, hash: str | None = None, **more) -> dict:
+    return {"name": name, "url": url, **({"hash": hash} if hash else {}), **more}
+
+
+def source(server, *names: str) -> dict:
+    return {"name": names[0], "files": [remote(name, server.url(f"/{name}")) for name in names]}
+
+
+def fetch_dataset(name, folder, read, sources, expected=(6, 5)) -> Path:
+    """Fetches with sources of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        entry = {"images": expected[0], "captions": expected[1], "sources": sources}
+        patch.setitem(download.DATASETS, "flickr8k", entry)
+        return download.fetch_dataset(name, folder, read)
 
 
 # -- one file
@@ -46,39 +58,39 @@ def source(server, *names: str, **options) -> Source:
 def test_a_whole_file_and_then_no_second_request(server, tmp_path):
     server.pages["/a"] = Page(DATA)
     for _ in range(2):
-        assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+        assert fetch_file(remote("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
     assert server.asked == [("/a", "bytes=0-")] and os.listdir(tmp_path) == ["a.zip"]
 
 
 def test_a_cut_line_is_resumed_by_range(server, tmp_path):
     server.pages["/a"] = Page(DATA, cuts=[100_000, 50_000, 0, 0, 1], status=[503, 200])
-    assert fetch_file(RemoteFile("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+    assert fetch_file(remote("a.zip", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
     ranges = [wanted for _, wanted in server.asked]
     assert ranges == [f"bytes={n}-" for n in (0, 0, 100_000, 150_000, 150_000, 150_000, 150_001)]
 
 
 def test_a_server_without_ranges_sends_all_again(server, tmp_path):
     server.pages["/a"] = Page(DATA, cuts=[100_000], ranges=False)
-    assert fetch_file(RemoteFile("a", server.url("/a")), tmp_path).read_bytes() == DATA
+    assert fetch_file(remote("a", server.url("/a")), tmp_path).read_bytes() == DATA
 
 
 def test_what_cannot_be_had_is_said(server, tmp_path):
     server.pages |= {"/cut": Page(DATA, cuts=[1000] + [0] * 50), "/gone": Page(DATA, status=[404])}
     for address, words in {server.url("/cut"): "breaks off", server.url("/gone"): "answers 404",
                            "http://127.0.0.1:9/a": "cannot be reached"}.items():
-        assert words in error_of(fetch_file, RemoteFile(str(len(words)), address), tmp_path)
+        assert words in error_of(fetch_file, remote(str(len(words)), address), tmp_path)
     server.pages["/cut"].cuts = []
-    assert fetch_file(RemoteFile("10", server.url("/cut")), tmp_path).read_bytes() == DATA
+    assert fetch_file(remote("10", server.url("/cut")), tmp_path).read_bytes() == DATA
     assert server.asked[-1] == ("/cut", "bytes=1000-")
 
 
 def test_a_wrong_byte_or_another_version_is_set_aside(server, tmp_path):
     server.pages["/a"] = Page(DATA[::-1])
     for known in (SHA256, "md5:" + hashlib.md5(DATA).hexdigest()):
-        assert "set aside as a.wrong" in error_of(fetch_file, RemoteFile("a", server.url("/a"), known), tmp_path)
+        assert "set aside as a.wrong" in error_of(fetch_file, remote("a", server.url("/a"), known), tmp_path)
         assert os.listdir(tmp_path) == ["a.wrong"]
     (tmp_path / "a").write_bytes(DATA)  # by hand
-    assert fetch_file(RemoteFile("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+    assert fetch_file(remote("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
 
 
 def test_a_full_disk_ends_with_one_message_and_keeps_the_part(server, tmp_path):
@@ -86,12 +98,12 @@ def test_a_full_disk_ends_with_one_message_and_keeps_the_part(server, tmp_path):
     script = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
               "from pathlib import Path; from helpers.download import *\n"
-              "try: fetch_file(RemoteFile('a', sys.argv[1]), Path(sys.argv[2]))\n"
+              "try: fetch_file({'name': 'a', 'url': sys.argv[1]}, Path(sys.argv[2]))\n"
               "except CaptioningError as error: print(error)")
     done = subprocess.run([sys.executable, "-c", script, server.url("/a"), tmp_path], cwd=ROOT, capture_output=True,
                           text=True, timeout=60)
     assert "Cannot write" in done.stdout and "File too large" in done.stdout, done.stderr
-    assert fetch_file(RemoteFile("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
+    assert fetch_file(remote("a", server.url("/a"), SHA256), tmp_path).read_bytes() == DATA
 
 
 # -- whole datasets
@@ -132,17 +144,16 @@ def test_text_and_images_from_two_archives_and_an_optional_one_missing(server, t
     text = {"Flickr8k.token.txt": "".join(f"{n}.jpg#{k}\tA dog {k} .\n" for n in range(3) for k in range(5)).encode()}
     text |= {f"Flickr_8k.{split}Images.txt": f"{n}.jpg\n".encode() for n, split in enumerate(("train", "dev", "test"))}
     server.pages["/i.zip"], server.pages["/t.zip"] = Page(packed(images)), Page(packed(text))
-    files = (RemoteFile("i.zip", server.url("/i.zip")), RemoteFile("t.zip", server.url("/t.zip"), into="Flickr8k_text"),
-             RemoteFile("extra.zip", server.url("/extra.zip"), optional=True))
-    folder = fetch_dataset("flickr8k", tmp_path / "f", read_flickr8k, [Source("two", files)], (3, 5))
+    files = (remote("i.zip", server.url("/i.zip")), remote("t.zip", server.url("/t.zip"), into="Flickr8k_text"),
+             remote("extra.zip", server.url("/extra.zip"), optional=True))
+    folder = fetch_dataset("flickr8k", tmp_path / "f", read_flickr8k, [{"name": "two", "files": files}], (3, 5))
     assert read_flickr8k(folder).images("dev") == ["1.jpg"]
     assert "extra.zip is left out" in capsys.readouterr().out
 
 
 def test_offline_says_what_to_do_by_hand_and_takes_what_was_put_there(server, tmp_path, monkeypatch):
-    nowhere = Source("nowhere", (RemoteFile("f.zip", "http://127.0.0.1:9/f.zip"),))
-    monkeypatch.setitem(download.SOURCES, "flickr8k", (nowhere,))
-    monkeypatch.setitem(download.EXPECTED, "flickr8k", (6, 5))
+    nowhere = {"name": "nowhere", "files": [remote("f.zip", "http://127.0.0.1:9/f.zip")]}
+    monkeypatch.setitem(download.DATASETS, "flickr8k", {"images": 6, "captions": 5, "sources": [nowhere]})
     message = error_of(load_dataset, "flickr8k", tmp_path / "flickr8k", download=True)
     assert "cannot be reached" in message and str(tmp_path / "flickr8k.download") in message
     (tmp_path / "flickr8k.download" / "f.zip").write_bytes(flickr8k_zip())
@@ -151,10 +162,11 @@ def test_offline_says_what_to_do_by_hand_and_takes_what_was_put_there(server, tm
 
 FETCH = """
 import sys
+from helpers import download
 from helpers.datasets import read_flickr8k
-from helpers.download import RemoteFile, Source, fetch_dataset
-sources = [Source("s", (RemoteFile("f.zip", sys.argv[1]),))]
-fetch_dataset("flickr8k", sys.argv[2], read_flickr8k, sources, (40, 5))
+sources = [{"name": "s", "files": [{"name": "f.zip", "url": sys.argv[1]}]}]
+download.DATASETS["flickr8k"] = {"images": 40, "captions": 5, "sources": sources}
+download.fetch_dataset("flickr8k", sys.argv[2], read_flickr8k)
 """
 
 
@@ -189,7 +201,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
                       ("rest", {"split": "val", "filename": "../../evil.jpg", "caption": ["one", "two"]})):
         pd.DataFrame([{"image": image, **row}]).to_parquet(tmp_path / "hub" / "data" / f"{stem}.parquet")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
-    hub = [Source("hub", repository="someone/flickr8k")]
+    hub = [{"name": "hub", "repository": "someone/flickr8k"}]
     folder = fetch_dataset("flickr8k", tmp_path / "flickr8k", read_flickr8k, hub, (2, 2))
     dataset = read_flickr8k(folder)
     assert list(dataset.references("train").values()) == [["A dog, 0", "two"]]
@@ -203,13 +215,13 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
 
 
 def test_the_registry_names_what_it_should():
-    assert set(download.SOURCES) == set(download.EXPECTED)
-    for sources in download.SOURCES.values():
-        for file in (file for one in sources for file in one.files):
-            assert file.url.startswith(("https://", "http://images.cocodataset.org"))
-            assert file.hash is None or (file.hash.startswith("md5:") and len(file.hash) == 36)
     text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    assert all(one.name.split()[-1] in text for sources in download.SOURCES.values() for one in sources)
+    for entry in download.DATASETS.values():
+        for one in entry["sources"]:
+            assert one["name"].split()[-1] in text and ("repository" in one) != ("files" in one)
+            for file in one.get("files", ()):
+                assert file["url"].startswith(("https://", "http://images.cocodataset.org"))
+                assert file["hash"].startswith("md5:") and len(file["hash"]) == 36
 
 
 # -- archives
