@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from helpers.files import CaptioningError
 
-CHUNK = 64  # columns whose largest value stands for all of them in a first look
 NEVER = float("-inf")
 NONE = -1  # no token is owed
 
@@ -79,31 +79,14 @@ class Rules:
         scores.scatter_reduce_(1, grams[:, :, -1], cap, "amin")  # a token may stand in several windows: the lowest wins
 
 
-def best(values: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the k largest of each block, largest first: values [A, k], their rows in the block and columns [A, k].
+def best(values: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the k largest of each image, largest first: values [A, k], their rows in the image and columns [A, k].
 
-    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. A row is looked at in chunks: the k
-    largest lie in the k chunks with the largest maxima, and only those are searched. Notebook 06, section 3.
+    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. Notebook 06, section 3.
     """
-    A, K, V = values.shape
-    whole = V // CHUNK  # chunks that are full
-    if whole * K < 4 * k:
-        found = values if offset is None else values + offset[:, :, None]
-        found, place = found.flatten(1).topk(min(k, K * V))
-        return found, place // V, place % V
-    maxima = values[:, :, : whole * CHUNK].unflatten(2, (whole, CHUNK)).amax(3)  # [A, K, chunks]
-    if V % CHUNK:
-        maxima = torch.cat([maxima, values[:, :, whole * CHUNK :].amax(2, keepdim=True)], dim=2)
-    chunks = maxima.shape[2]
-    maxima = maxima if offset is None else maxima + offset[:, :, None]
-    place = maxima.flatten(1).topk(k, sorted=False).indices  # [A, k]
-    row, first = place // chunks, place % chunks * CHUNK
-    columns = first[:, :, None] + torch.arange(CHUNK, device=values.device)  # [A, k, CHUNK]
-    block = torch.arange(A, device=values.device)[:, None, None]
-    found = values[block, row[:, :, None], columns.clamp(max=V - 1)]
-    found = found if offset is None else found + offset.gather(1, row)[:, :, None]
-    found, place = found.masked_fill(columns >= V, NEVER).flatten(1).topk(k)
-    return found, row.gather(1, place // CHUNK), columns.flatten(1).gather(1, place)
+    K, V = values.shape[1:]
+    found, place = (values + offset[:, :, None]).flatten(1).topk(min(k, K * V))
+    return found, place // V, place % V
 
 
 @dataclass
@@ -164,8 +147,7 @@ class Beams:
             found["log_prob"] = log_probs.view(A, W, -1)[image, found["parent"], found["token"]]
             missing = C - found["total"].shape[2]  # a vocabulary smaller than the beam
             if missing:
-                fill = {"total": NEVER}
-                found = {name: torch.nn.functional.pad(column, (0, missing), value=fill.get(name, 0))
+                found = {name: F.pad(column, (0, missing), value=NEVER if name == "total" else 0)
                          for name, column in found.items()}  # fmt: skip
             beams, stopped = self._choose(found, length, alive)
             for place, image in enumerate(alive.tolist() if trace is not None else ()):

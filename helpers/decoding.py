@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers.beam import NEVER, Beams, Paths, Rules, best, spread
+from helpers.beam import NEVER, Beams, Paths, Rules, spread
 from helpers.files import CaptioningError, unknown_name
 
 METHODS = ("greedy", "beam", "sample")
@@ -46,15 +46,10 @@ class Draw:
 
     def likeliest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what may be drawn: scores [N, k], best first, -inf where cut, and token ids [N, k]."""
-        V = scores.shape[1]
-        if self.top_k is not None:
-            values, _, ids = best(scores[:, None], self.top_k)
-            whole = values.logsumexp(1, keepdim=True)  # [N, 1]
-        else:
-            whole = scores.logsumexp(1, keepdim=True)
-            values, _, ids = best(scores[:, None], min(V, 512))  # a nucleus is mostly small
-            if ((values - whole).exp().sum(1) < self.top_p).any():
-                values, ids = scores.sort(1, descending=True)
+        values, ids = scores.topk(min(self.top_k or 512, scores.shape[1]))
+        whole = (values if self.top_k else scores).logsumexp(1, keepdim=True)  # [N, 1]
+        if self.top_k is None and ((values - whole).exp().sum(1) < self.top_p).any():  # a nucleus is mostly small
+            values, ids = scores.sort(1, descending=True)
         if self.top_p is None:
             return values, ids
         probabilities = (values - whole).exp()
@@ -132,11 +127,10 @@ def decode(
     temperature, top_k, top_p, seed (or generator)    see `Draw`; used by "sample".
     max_length, min_length    bounds on the new tokens; the end token counts.
     length_penalty      0 ranks by log-probability, 1 by its mean over the tokens; above 1 favours long captions.
-    repetition_penalty, no_repeat_ngram    see `helpers.beam.Rules`; the prompt counts as said.
-    banned              words, or token ids, that must not be said.
+    repetition_penalty, no_repeat_ngram, banned    see `helpers.beam.Rules`; banned holds words, phrases or token ids.
     constraint          what each caption of a beam search must say, see `ranking.constrained.Include`. An image that
                         no such caption was found for gets an empty list.
-    prompt              text that the caption begins with.
+    prompt              text that the caption begins with; it counts as said.
     trace               a list that receives, in a beam search, for each image the candidates of each step, best first:
                         columns total, parent (a place among those kept before), token, log_prob, finished, kept.
 

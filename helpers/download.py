@@ -1,8 +1,8 @@
 """Fetches the full-size datasets: one source after the other, checked, unpacked, and put in place whole.
 
 A dataset comes to `data/NAME`. What is on the way lies in `data/NAME.download`. `data/sources.json` says how many
-images, and captions an image, each should have, and its sources: a `repository` of the Hugging Face hub, or `files`, zip
-archives with a `name`, `url`, perhaps a `hash` ("md5:..."), a folder to go `into`, and whether they are `optional`.
+images, and captions an image, each should have, and its sources: a `repository` of the Hugging Face hub, or `files`,
+zip archives with a `name`, `url`, perhaps a `hash` ("md5:..."), a folder to go `into`, and whether they are `optional`.
 """
 
 from __future__ import annotations
