@@ -51,8 +51,8 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
 class Scored:
     """What each image brings to each score, so that any resample of the images is scored by adding rows.
 
-    images: names, N of them. rows: float64 arrays; "BLEU" [N, 10] (see `bleu_counts`), "METEOR" [N, 23], the others
-    [N, 1]. A metric that was skipped has none. Notebook 07, section 9.
+    images: N names. rows: float64; "BLEU" [N, 10], "METEOR" [N, 23], the others [N, 1]; a metric that was skipped has
+    none. Notebook 07, section 9.
     """
 
     images: list[str]
@@ -61,8 +61,8 @@ class Scored:
 
     def scores(self) -> dict[str, float | None]:
         """Returns metric -> score over all images, as a fraction; None for a metric that was skipped."""
-        values = self.weighted(np.ones((1, len(self.images))))
-        return {metric: float(values[metric][0]) if metric in values else None for metric in self.metrics}
+        values = self._from({name: rows.sum(axis=0) for name, rows in self.rows.items()}, len(self.images))
+        return {metric: float(values[metric]) if metric in values else None for metric in self.metrics}
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Returns metric -> S scores, where in sample s image i counts weights[s, i] times; weights: [S, N]."""
@@ -72,7 +72,7 @@ class Scored:
         """Returns metric -> the score of each image alone, float64 [N]."""
         return self._from(self.rows, np.ones(len(self.images)))
 
-    def _from(self, totals: dict[str, np.ndarray], count: np.ndarray) -> dict[str, np.ndarray]:
+    def _from(self, totals: dict[str, np.ndarray], count: np.ndarray | int) -> dict[str, np.ndarray]:
         values = {}
         for metric in self.metrics:
             if metric in BLEU:
@@ -86,10 +86,10 @@ class Scored:
 def evaluate(references: References, hypotheses: Captions, metrics: Sequence[str] | None = None) -> dict:
     """Returns metric -> score as a fraction (0.21, not 21) or None, equal to coco-caption's.
 
-    references: image -> its captions; hypotheses: image -> one caption. metrics: names of METRICS ("BLEU" for all
-    four); None for all. A metric that cannot be had (METEOR without Java, CIDEr on too few images) is None, and the
-    log says why in one line; CIDEr on too few images raises when it was asked for by name. Raises CaptioningError as
-    well on an unknown metric and when the images of the two dicts differ. Notebook 07, section 2.
+    references: image -> its captions; hypotheses: image -> one caption; metrics: names of METRICS ("BLEU" for all
+    four), None for all. A metric that cannot be had (METEOR without Java, CIDEr on too few images) is None, and the
+    log says why. Raises CaptioningError on an unknown metric, on images without both kinds of captions, and on too few
+    images where CIDEr was asked for by name. Notebook 07, section 2.
     """
     return score_images(references, hypotheses, metrics).scores()
 
@@ -126,17 +126,14 @@ def score_images(references: References, hypotheses: Captions, metrics: Sequence
 
 
 def bleu_counts(refs: Mapping[str, list[list[str]]], hyps: Mapping[str, list[str]]) -> np.ndarray:
-    """Returns float64 [N, 10]: n-grams of the caption that the references have (n = 1..4), n-grams of the caption
-    (n = 1..4), its length, and the reference length closest to it (Papineni et al. 2002, section 2).
-
-    The number of n-grams is ours: where a caption has fewer than n words, nltk counts one. Notebook 07, section 2.
-    """
+    """Returns float64 [N, 10]: n-grams of the caption that the references have (n = 1..4), all its n-grams, its length,
+    and the reference length closest to it (Papineni et al. 2002, section 2). Notebook 07, section 2."""
     from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
     rows = []
     for image, words in hyps.items():
         matches = [modified_precision(refs[image], words, n).numerator for n in (1, 2, 3, 4)]
-        grams = [max(0, len(words) - n + 1) for n in (1, 2, 3, 4)]
+        grams = [max(0, len(words) - n + 1) for n in (1, 2, 3, 4)]  # nltk counts one where there is none
         rows.append([*matches, *grams, len(words), closest_ref_length(refs[image], len(words))])
     return np.array(rows, dtype=np.float64)
 
@@ -154,8 +151,8 @@ def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
 def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, str]) -> np.ndarray:
     """Returns METEOR's 23 counts an image, float64 [N, 23], from the program that pycocoevalcap carries.
 
-    Captions are tokenised, words apart by a space. All lines go in at once, so a program that dies is not waited for:
-    it ends in a CaptioningError. Notebook 07, section 4.
+    Captions are tokenised. All lines go in at once: a program that dies is not waited for, but raises CaptioningError.
+    Notebook 07, section 4.
     """
     import pycocoevalcap.meteor.meteor as meteor
 
@@ -167,13 +164,11 @@ def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, 
     lines = [f"SCORE ||| {' ||| '.join(references[image])} ||| {caption}\n" for image, caption in hypotheses.items()]
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
     done = subprocess.run(command, input="".join(lines), capture_output=True, encoding="utf-8", cwd=jar.parent)
-    try:
-        counts = np.array([line.split() for line in done.stdout.splitlines()], dtype=np.float64)
-    except ValueError:
-        counts = np.empty(0)
-    if counts.shape != (len(lines), 23):
+    counts = np.array(done.stdout.split(), dtype=object)
+    if done.returncode or counts.size != 23 * len(lines):
         said = (done.stderr.strip() or "no reason given").splitlines()[0]
         raise CaptioningError(f"METEOR skipped: its program failed (exit status {done.returncode}: {said[:200]}).")
+    counts = counts.astype(np.float64).reshape(-1, 23)
     whole = (counts[:, 20] == 1) & (counts[:, 21:23] == counts[:, 0:2]).all(axis=1)
     counts[whole, 20] = 0  # a caption matched in one piece is in no pieces: it pays no penalty, alone or in a sum
     return counts
@@ -225,9 +220,9 @@ def bootstrap(scored: Scored, samples: int = 1000, seed: int = 0) -> dict[str, t
 def compare(first: Scored, second: Scored, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
     """Returns metric -> {"difference", "low", "high", "p"} of `second` minus `first`, of the same metrics and images.
 
-    low, high: the paired 95 % bootstrap interval of the difference (Koehn 2004, section 4). p: approximate
-    randomisation, two-sided: how often swapping the two models' captions on a random half of the images gives a
-    difference as large (Riezler and Maxwell 2005, section 4). Raises CaptioningError when the images differ.
+    low, high: the paired 95 % bootstrap interval of the difference (Koehn 2004, section 4). p, two-sided: how often
+    swapping the models' captions on a random half of the images gives a difference as large (approximate
+    randomisation, Riezler and Maxwell 2005, section 4). Raises CaptioningError when the images differ.
     Notebook 07, section 9.
     """
     if sorted(first.images) != sorted(second.images):
@@ -262,7 +257,7 @@ def _resamples(images: int, samples: int, seed: int) -> np.ndarray:
 
 
 def read_hypotheses(path: str | Path) -> dict[str, str]:
-    """Returns image -> caption from `image<TAB>caption` lines or COCO's result JSON. A caption may be empty.
+    """Returns image -> caption, which may be empty, from `image<TAB>caption` lines or COCO's result JSON.
 
     Raises CaptioningError on another format, or a second caption for an image. Notebook 07, section 9.
     """

@@ -1,4 +1,4 @@
-"""Figures that several notebooks draw; what one alone draws is written there. Shapes: E epochs, R regions, S side.
+"""Figures that several notebooks draw; what one alone draws is written there.
 
 Each function returns a matplotlib Figure, and `show` puts it into a notebook.
 """
@@ -28,7 +28,6 @@ CYCLE = [COLOURS[name] for name in ("blue", "orange", "green", "red", "purple", 
 WIDTH = 9.0  # inches, of every figure that has no reason to be narrower
 DPI = 100
 TEXT = 9.0  # points, of captions below photos
-SIDE = 224  # pixels a side at which a photo with a map over it is drawn
 Photo = Image.Image | str | Path
 
 
@@ -184,44 +183,6 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
     left.legend()
     right.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-def captions_by_epoch(
-    photos: Sequence[Photo], captions: Sequence[Sequence[str]], labels: Sequence[str] | None = None
-) -> Figure:
-    """Returns photos, each beside what a model said of it after every epoch, a line each; the newest darkest.
-
-    captions: [E] lists of a caption a photo. labels: names of the times, "epoch 1" … without. Notebook 02, section 9.
-    """
-    labels = labels or [f"epoch {number}" for number in range(1, len(captions) + 1)]
-    figure = Figure(figsize=(WIDTH, len(photos) * max(1.75, 0.19 * len(captions))))
-    panels = figure.subplots(len(photos), 2, width_ratios=(1.7, WIDTH - 1.7), squeeze=False)
-    for i, (left, right) in enumerate(panels):
-        left.imshow(open_image(photos[i]).resize((SIDE, SIDE)))
-        for number, (label, said) in enumerate(zip(labels, captions, strict=True)):
-            shade = 0.35 + 0.65 * (number + 1) / len(captions)
-            style = {"size": TEXT, "va": "center", "alpha": shade}
-            right.text(0.0, number + 0.5, label, color=COLOURS["blue"], **style)
-            text = textwrap.shorten(said[i], 86, placeholder=" …") or "(nothing)"
-            right.text(0.13, number + 0.5, text, color=COLOURS["ink"], **style)
-        right.set(ylim=(len(captions), 0), xlim=(0, 1))
-        left.axis("off")
-        right.axis("off")
-    return figure
-
-
-def lit(photo: Photo, weights: np.ndarray, brightest: float, darkest: float = 0.0) -> Image.Image:
-    """Returns the photo, SIDE pixels square, lit by `weights` [R] of a square grid of regions: full light at
-    `brightest` and above, a quarter of it at `darkest` and below.
-
-    Raises ValueError when R is no square. Notebook 03, section 5.
-    """
-    side = round(len(weights) ** 0.5)
-    light = (np.asarray(weights, dtype=np.float32) - darkest) / max(brightest - darkest, 1e-9)
-    smooth = Image.fromarray(light.clip(0, 1).reshape(side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    mask = 0.25 + 0.75 * np.asarray(smooth).clip(0, 1)[..., None]  # [S, S, 1]
-    picture = np.asarray(open_image(photo).resize((SIDE, SIDE)), dtype=np.float32)  # [S, S, 3]
-    return Image.fromarray((picture * mask).astype(np.uint8))
 
 
 def _wrap(caption: str | Sequence[str], letters: int) -> str:
