@@ -8,24 +8,15 @@ zip archives with a `name`, `url`, perhaps a `hash` ("md5:..."), a folder to go 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
 import shutil
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from helpers.files import ROOT, CaptioningError, only_one, read_json, unknown_name, writing
 
-TIMEOUT = 30  # seconds without a byte
-TRIES = 4  # in a row without any progress
-PAUSE = 0.5  # seconds before the second try; doubled before each later one
 MAX_RATIO = 200  # unpacked to packed: photos are near 1, captions below 10, bombs above 1,000
 
 
@@ -138,41 +129,15 @@ def fetch_file(file: Mapping, folder: Path) -> Path:
 
 def _download(url: str, part: Path) -> None:
     """Fetches `url` into `part`, going on from what is there; a server that cuts the line is asked again."""
-    failures = 0
-    while True:
-        have = part.stat().st_size if part.is_file() else 0
-        try:
-            return _go_on(url, part, have)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing is left to send, or the part is of another file: the hash tells
-                return None
-            reason = f"answers {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
-                raise CaptioningError(f"{url} {reason}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = f"{'breaks off' if have else 'cannot be reached'} ({getattr(error, 'reason', None) or error})"
-        grown = part.is_file() and part.stat().st_size > have
-        failures = 0 if grown else failures + 1
-        if failures >= TRIES:
-            raise CaptioningError(f"{url} {reason}. What has come so far is kept.")
-        time.sleep(PAUSE * 2**failures)
+    from huggingface_hub.file_download import http_get
 
-
-def _go_on(url: str, part: Path, have: int) -> None:
-    """Appends to `part` what the server sends after its first `have` bytes."""
-    headers = {"User-Agent": "captioning-course/1.0 (dataset download)", "Range": f"bytes={have}-"}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        have = have if answer.status == 206 else 0  # a server may send all again
-        left = answer.headers.get("Content-Length")
-        total = have + int(left) if left else None
-        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, mininterval=1) as bar:
-            while block := answer.read1(1 << 18):
-                with writing(part), open(part, "ab" if have else "wb") as out:
-                    out.write(block)
-                have += len(block)
-                bar.update(len(block))
-    if total is not None and have < total:
-        raise ConnectionError(f"after {have:,} of {total:,} bytes")
+    try:
+        with open(part, "ab") as out:
+            http_get(url, out, resume_size=out.tell(), displayed_filename=part.stem)
+    except Exception as error:  # whatever a library, a network and a disk raise between them
+        if getattr(getattr(error, "response", None), "status_code", None) == 416:
+            return  # nothing is left to send, or the part is of another file: the hash tells
+        raise CaptioningError(f"{url}: {str(error).strip()[:300]}. What has come so far is kept.") from error
 
 
 def from_hub(repository: str, revision: str | None, folder: Path) -> None:
