@@ -28,6 +28,7 @@ CYCLE = [COLOURS[name] for name in ("blue", "orange", "green", "red", "purple", 
 WIDTH = 9.0  # inches, of every figure that has no reason to be narrower
 DPI = 100
 TEXT = 9.0  # points, of captions below photos
+SIDE = 224  # pixels a side at which a photo with a map over it is drawn
 Photo = Image.Image | str | Path
 
 
@@ -183,6 +184,20 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
     left.legend()
     right.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def lit(photo: Photo, weights: np.ndarray, brightest: float, darkest: float = 0.0) -> Image.Image:
+    """Returns the photo, SIDE pixels square, lit by `weights` [R] of a square grid of regions: full light at
+    `brightest` and above, a quarter of it at `darkest` and below.
+
+    Raises ValueError when R is no square. Notebook 03, section 5.
+    """
+    side = round(len(weights) ** 0.5)
+    light = (np.asarray(weights, dtype=np.float32) - darkest) / max(brightest - darkest, 1e-9)
+    smooth = Image.fromarray(light.clip(0, 1).reshape(side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    mask = 0.25 + 0.75 * np.asarray(smooth).clip(0, 1)[..., None]  # [S, S, 1]
+    picture = np.asarray(open_image(photo).resize((SIDE, SIDE)), dtype=np.float32)  # [S, S, 3]
+    return Image.fromarray((picture * mask).astype(np.uint8))
 
 
 def _wrap(caption: str | Sequence[str], letters: int) -> str:

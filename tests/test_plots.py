@@ -75,6 +75,17 @@ def test_show_stores_a_small_picture_and_its_words(monkeypatch, kind: str) -> No
     assert picture.format == kind[6:].upper() and picture.width == plots.WIDTH * plots.DPI
 
 
+def test_light_falls_where_the_weights_are() -> None:
+    white, weights = photo("white", (90, 90)), np.array([0.1, 0.1, 0.1, 0.7])
+    from_zero = np.asarray(plots.lit(white, weights, brightest=0.7))
+    stretched = np.asarray(plots.lit(white, weights, brightest=0.7, darkest=0.1))
+    assert from_zero[-1, -1].min() >= 250 and stretched[-1, -1].min() >= 250
+    assert 63 <= stretched[0, 0].max() <= 66  # a quarter of the light is left
+    assert 80 <= from_zero[0, 0].max() <= 95  # and a seventh of the way up
+    even = np.asarray(plots.lit(white, np.full(4, 0.25), brightest=0.25, darkest=0.25))
+    assert even.min() == even.max()
+
+
 def test_training_has_a_colour_a_run_and_a_line_between_stages() -> None:
     rows = [{"stage": 1, "train_loss": 3.0, "dev_loss": 4.0, "BLEU-4": 0.1, "CIDEr": 0.2},
             {"stage": 2, "train_loss": 9.0, "reward": 0.5, "dev_loss": 2.0, "CIDEr": 0.4}]  # fmt: skip
