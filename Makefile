@@ -57,11 +57,13 @@ serve:  ## serve captions over HTTP on 127.0.0.1:8000; CHECKPOINT=folder as abov
 
 site: build/site-env/.ready  ## make the course's web pages in build/site, from stored outputs
 	@build/site-env/bin/sphinx-build -q -W --keep-going -c site . build/site
-	@echo "Open build/site/index.html"
+	@echo "Read them by: $(SYSTEM_PYTHON) -m http.server --directory build/site"
 
 build/site-env/.ready: requirements-site.txt
 	@$(SYSTEM_PYTHON) -m venv --clear build/site-env
 	@build/site-env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
+	@mkdir -p build/mermaid  # draws the diagrams; with npm it becomes a part of the pages, else they load it from elsewhere
+	@! command -v npm >/dev/null || { cd build/mermaid && npm pack --silent mermaid@11 | xargs tar xzf; }
 	@touch $@
 
 address:  ## write where the course is hosted into notebooks and documents: ADDRESS=owner/name, or git's origin

@@ -82,6 +82,7 @@ def stamp(path: Path) -> str:
         raise ValueError(f"{path}: the first cell has no Colab badge; write a line BADGE below the title")
     title["source"] = text.splitlines(keepends=True)
     code["source"] = cell(*facts()).splitlines(keepends=True)
+    code["metadata"] = {"tags": ["hide-input"]}  # the web page folds it
     return json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

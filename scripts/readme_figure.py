@@ -1,6 +1,6 @@
 """Writes what README.md shows of the captioners, after one was trained anew: `python scripts/readme_figure.py`.
 
-docs/captions.jpg and docs/captions.md have the sample photos with their captions, README's table the scores of the cards.
+docs/captions.jpg and docs/captions.md have the captions of the sample photos, README's table the scores of the cards.
 """
 
 from __future__ import annotations
