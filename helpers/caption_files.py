@@ -107,9 +107,7 @@ def checked_row(image: object, caption: object, split: object, where: str, fault
     """
     image, caption, split = (value if isinstance(value, str) else "" for value in (image, caption, split))
     if _CONTROL.search(caption):  # before the white space goes: some control characters count as white space
-        note = faults.mend if faults.lenient else faults.add
-        note("control characters in the caption (read as spaces)" if faults.lenient else
-             "control characters in the caption; delete them", where)
+        (faults.mend if faults.lenient else faults.add)("control characters in the caption", where)
         caption = _CONTROL.sub(" ", caption)
     caption, image = " ".join(caption.split()), image.strip()
     words, split = caption.count(" ") + 1, split.strip().lower()

@@ -8,17 +8,19 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from helpers import caption_files as files
 from helpers.caption_files import SPLITS, Faults, Row, match_key, names_in
 from helpers.download import fetch_dataset
-from helpers.files import ROOT, CaptioningError, cache_dir, unknown_name, writing
-from helpers.images import SUFFIXES, examine, near_duplicates, shown
+from helpers.files import ROOT, CaptioningError, cache_dir, read_json, unknown_name, writing
+from helpers.images import SUFFIXES, near_duplicates, open_image, perceptual_hash, shown
 from helpers.text import normalise, without_blanks
 from pocket_scenes import scenes
 
@@ -91,9 +93,7 @@ class Dataset:
             raise unknown_name("split", split, ORDER)
         rows = self.table[self.table["split"] == known]
         if rows.empty:
-            present = ", ".join(f"{name} ({self.table.image[self.table.split == name].nunique():,} images)"
-                                for name in self.splits()) or "no split at all"
-            raise CaptioningError(f"{self.name!r} in {shown(self.image_dir)} has no {known!r} split; it has {present}.")
+            raise CaptioningError(f"{self.name!r} has no {known!r} split, but {self.splits()}.")
         return rows
 
 
@@ -113,35 +113,9 @@ def split_by_image(
     return table.assign(split=table["image"].map(dict(zip(images, names, strict=True))))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a dataset keeps its things: the first caption file and split lists found count. Notebook 01, section 2."""
-
-    captions: tuple[str, ...]
-    images: tuple[str, ...]
-    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # split -> its list files
-    karpathy: str = ""  # Karpathy and Fei-Fei's JSON file: splits, and captions where it is alone
-    parts: tuple[float, float, float] = (0.8, 0.1, 0.1)  # of a split at random
-
-
-LAYOUTS = {
-    "flickr8k": Layout(  # Hodosh et al. 2013: Kaggle's copy, or the original one
-        ("captions.txt", "Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "captions.csv"),
-        ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "Flickr8k_Dataset"),
-        {split: (f"Flickr_8k.{split}Images.txt", f"Flickr8k_text/Flickr_8k.{split}Images.txt") for split in ORDER},
-        "dataset_flickr8k.json", (6000, 1000, 1000),
-    ),
-    "flickr30k": Layout(  # Young et al. 2014
-        ("results.csv", "flickr30k_images/results.csv", "results_20130124.token", "captions.txt"),
-        ("flickr30k_images/flickr30k_images", "flickr30k_images", "flickr30k-images", "Images", "images"),
-        {"train": ("train.txt",), "dev": ("val.txt",), "test": ("test.txt",)},
-        "dataset_flickr30k.json", (29000, 1014, 1000),
-    ),
-    # Chen et al. 2015; images are named by their path below the folder: val2017/000000000139.jpg
-    "coco": Layout(("captions_*.json", "annotations/captions_*.json"), (".",), karpathy="dataset_coco.json"),
-    # Any photos with a CSV; the metadata files are Hugging Face's
-    "folder": Layout(("captions.csv", "metadata.csv", "metadata.jsonl", "*.csv", "captions.txt"), (".", "images")),
-}
+# Where each dataset keeps its things: caption files and folders of images, of which the first found count; the lists
+# of each split; Karpathy and Fei-Fei's JSON file (splits, and captions where it is alone); parts of a split at random
+LAYOUTS = read_json(ROOT / "data" / "layouts.json")
 LAYOUTS["pocket"] = LAYOUTS["flickr8k"]
 
 
@@ -184,7 +158,7 @@ def read_dataset(
     folder, layout = Path(folder), LAYOUTS[name]
     if not folder.is_dir():
         raise CaptioningError(f"There is no folder {shown(folder)}. data/README.md says how to fetch a dataset.")
-    names = tuple(filter(None, (*layout.captions, layout.karpathy)))
+    names = tuple(filter(None, (*layout["captions"], layout["karpathy"])))
     found = [folder / csv] if csv else files.find(folder, names)
     if not found:
         raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
@@ -195,16 +169,16 @@ def read_dataset(
         raise CaptioningError(f"{shown(folder)} holds {len(found)} CSV files; name one with csv=.")
     else:
         rows = files.parse(found[0], faults)
-        if found[0].name != layout.karpathy:
-            splits = files.official_splits(folder, layout.lists, layout.karpathy, faults)
+        if found[0].name != layout["karpathy"]:
+            splits = files.official_splits(folder, layout["lists"], layout["karpathy"], faults)
     keys = {match_key(row.image) for row in rows}
-    places = [folder / place for place in layout.images if (folder / place).is_dir()]
+    places = [folder / place for place in layout["images"] if (folder / place).is_dir()]
     if not places:
-        raise CaptioningError(f"{shown(folder)} holds none of {', '.join(layout.images)}. See data/README.md.")
+        raise CaptioningError(f"{shown(folder)} holds none of {', '.join(layout['images'])}. See data/README.md.")
     images = max(places, key=lambda place: len(keys & set(map(match_key, names_in(place, keys)))))
     dataset = _checked(name, rows, images, faults, splits, missing)
     if not dataset.table["split"].any():
-        dataset.table = split_by_image(dataset.table, seed, layout.parts)
+        dataset.table = split_by_image(dataset.table, seed, layout["parts"])
         drawn = f"No split is given: split at random by image with seed {seed}."
         few = "Fewer than three images: all are in train, and there is no dev or test split."
         dataset.notes.append(drawn if len(dataset.images()) >= 3 else few)
@@ -323,9 +297,20 @@ def _counts(rows: pd.DataFrame, known: set[str]) -> dict[str, float]:
     }
 
 
+def _hash_or_reason(path: Path) -> np.ndarray | str:
+    try:
+        return perceptual_hash(open_image(path))
+    except CaptioningError as error:
+        return str(error)
+
+
 def _image_findings(dataset: Dataset) -> list[tuple[str, str, str]]:
     split_of = dict(zip(dataset.table["image"], dataset.table["split"], strict=True))
-    found, hashes = examine({image: dataset.path(image) for image in split_of})
+    with ThreadPoolExecutor() as pool:
+        looked_at = pool.map(_hash_or_reason, map(dataset.path, split_of))
+        seen = dict(zip(split_of, tqdm(looked_at, "images", len(split_of), leave=False), strict=True))
+    found = [("unreadable", image, why) for image, why in seen.items() if isinstance(why, str)]
+    hashes = {image: value for image, value in seen.items() if not isinstance(value, str)}
     names = list(hashes)
     for one, other, distance in near_duplicates(np.stack(list(hashes.values()))) if hashes else ():
         splits = split_of[names[one]] or "no split", split_of[names[other]] or "no split"

@@ -43,18 +43,14 @@ def predict(
     """Returns the caption of each image of a split, in order; an image that cannot be read is in `.failed` instead.
 
     Images are encoded once and cached. `options` override the captioner's decoding settings, see
-    `helpers.decoding.decode`. Raises CaptioningError on an empty split or when no image can be read.
-    Notebook 07, section 9.
+    `helpers.decoding.decode`. Raises CaptioningError on a split without images. Notebook 07, section 9.
     """
-    images = dataset.images(split)
-    if not images:
-        raise CaptioningError(f"{dataset.name} has no images in the split {split!r}; it has {dataset.splits()}.")
-    paths = {image: dataset.path(image) for image in images}
+    paths = {image: dataset.path(image) for image in dataset.images(split)}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
     frozen = None
     if captioner.judges.asks(options):
         frozen = cache_features(captioner.judges.frozen, paths, FROZEN_KIND, progress=progress)
-    readable = [image for image in images if image in features]
+    readable = [image for image in paths if image in features]
     captions = Predictions()
     began = time.perf_counter()
     for start in range(0, len(readable), batch_size):
@@ -120,10 +116,8 @@ def nearest_captions(
     shapes = (train_features.shape, features.shape)
     width = train_features.shape[-1]
     if shapes != ((len(names), width), (len(images), width)):
-        raise CaptioningError(
-            f"Features of {len(names)} and {len(images)} images should be [images, width] with one width, not "
-            f"{shapes}. Average a grid over its regions first."
-        )
+        raise CaptioningError(f"Features of {len(names)} and {len(images)} images should be [images, width] with one "
+                              f"width, not {shapes}. Average a grid over its regions first.")
     known, asked = (F.normalize(torch.as_tensor(values).float()).numpy() for values in (train_features, features))
     out = {}
     for image, vector in zip(images, asked, strict=True):

@@ -83,11 +83,6 @@ def fast_bf16(device: torch.device | str) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def usable_cores() -> int:
-    """Returns how many cores this process may run on, often fewer than there are. Notebook 01, section 8."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cache_dir() -> Path:
     """Returns the folder for what can be made again: `CAPTIONING_CACHE`, else `data/cache`. Notebook 01, section 8."""
     return Path(os.environ.get("CAPTIONING_CACHE") or ROOT / "data" / "cache")
@@ -103,14 +98,12 @@ def only_one(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             print(f"Another process is at work in {folder}; waiting for it …", file=sys.stderr, flush=True)
-            lock.acquire()
-    try:
+            held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -132,8 +125,8 @@ def writing(path: Path) -> Iterator[None]:
 def whole_files(folder: str | Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files take their places in `folder` when the block ends without an error.
 
-    Until all of them are whole, `folder` stays as it was. What killed processes left is removed.
-    Raises CaptioningError when the disk is full or the folder cannot be written. Notebook 08, section 3.
+    Until all of them are whole, `folder` stays as it was; what killed processes left is removed.
+    Notebook 08, section 3.
     """
     folder = Path(folder)
     with writing(folder):
@@ -170,7 +163,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors of any shape as a safetensors file, whole or not at all. Notebook 02, section 6.
 
-    Where tensors share memory, which safetensors refuses, each is written in full. Raises as `whole_files` does.
+    Where tensors share memory, which safetensors refuses, each is written in full.
     """
     from safetensors.torch import save_file
 
@@ -204,8 +197,8 @@ def sha256_file(path: str | Path) -> str:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a `.pt`, `.pth`, `.bin` or `.safetensors` file by name, on the CPU.
 
-    Reads a state dict, `{"state_dict": …}`, or a TorchScript archive. Raises CaptioningError when the file is missing,
-    is something else, or holds more than tensors and plain containers: it could run a program. Notebook 04, section 1.
+    Raises CaptioningError when the file is missing, is something else, or holds more than tensors and plain containers:
+    it could run a program. Notebook 04, section 1.
     """
     import torch
     from safetensors.torch import load_file
@@ -241,10 +234,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def record(**result: float | str | None) -> None:
-    """Appends one trained model's results to the file that `CAPTIONING_RESULTS` names; does nothing when it is unset.
+    """Appends a model's results to the file that `CAPTIONING_RESULTS` names, if it does: `make run` ends with a table.
 
-    model; bleu4 and cider as fractions (0.21) on the test split; captions_per_second; seconds of training. `make run`
-    ends with a table of them. Notebook 02, section 11.
+    model; bleu4, cider (0.21, not 21); captions_per_second; seconds of training. Notebook 02, section 11.
     """
     path = os.environ.get("CAPTIONING_RESULTS")
     if path:

@@ -8,16 +8,14 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from helpers.files import CaptioningError, usable_cores
+from helpers.files import CaptioningError
 
 MAX_PIXELS = 64_000_000  # above the 50-megapixel phones; 64 million pixels are 192 MB once decoded to RGB
 MAX_SIDE = 65_535  # as in JPEG; WebP and PNG can declare threads of millions of pixels
@@ -214,21 +212,3 @@ def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> list[tuple[int, int
         distance = (256 - signs[start:start + 256] @ signs.T) / 2
         pairs += [(int(start + i), int(j), int(distance[i, j])) for i, j in np.argwhere(distance <= near)]
     return sorted((pair for pair in pairs if pair[0] < pair[1]), key=lambda pair: (pair[2], pair[:2]))
-
-
-def examine(paths: Mapping[str, Path]) -> tuple[list[tuple[str, str, str]], dict[str, np.ndarray]]:
-    """Returns ("unreadable", name, why) for what cannot be opened, and name -> hash for the others, on all cores.
-
-    Notebook 01, section 5.
-    """
-
-    def hash_or_reason(path: Path) -> np.ndarray | str:
-        try:
-            return perceptual_hash(open_image(path))
-        except CaptioningError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        results = dict(zip(paths, tqdm(pool.map(hash_or_reason, paths.values()), "images", len(paths)), strict=True))
-    faults = [("unreadable", name, found) for name, found in results.items() if isinstance(found, str)]
-    return faults, {name: found for name, found in results.items() if not isinstance(found, str)}

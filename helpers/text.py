@@ -11,7 +11,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -86,14 +86,12 @@ class Vocabulary:
         captions = list(captions)
         counts = Counter(word for caption in captions for word in normalise(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
-        advice = without_blanks(captions)
+        unbroken = without_blanks(captions)
+        advice = unbroken or "Lower min_count or add captions."
         if not kept:
-            raise CaptioningError(
-                f"No word occurs {min_count} times in these captions; lower min_count or add captions. {advice}".strip()
-            )
+            raise CaptioningError(f"No word occurs {min_count} times in these captions. {advice}")
         known = sum(counts[word] for word in kept) / counts.total()
-        if advice or known < 0.5:
-            advice = advice or "Lower min_count or add captions."
+        if unbroken or known < 0.5:
             warnings.warn(f"{1 - known:.0%} of the words in these captions become <unk>. {advice}", stacklevel=2)
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
@@ -167,8 +165,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch on a device."""
-        moved = [value.to(device) for value in (self.features, self.row, self.inputs, self.labels)]
-        return Batch(self.images, *moved, self.share, self.length)
+        moved = {name: getattr(self, name).to(device) for name in ("features", "row", "inputs", "labels")}
+        return replace(self, **moved)
 
     @property
     def tokens(self) -> int:
@@ -191,9 +189,7 @@ class CaptionBatches:
     ):
         self.images = [image for image in references if all(image in view for view in views)]
         if not self.images:
-            raise CaptioningError(
-                "No image has both captions and features; check that the split and the feature cache belong together."
-            )
+            raise CaptioningError("No image has both captions and features; do split and cache belong together?")
         self.encoded = {image: [tokenizer.encode(c)[:max_tokens] for c in references[image]] for image in self.images}
         self.views, self.start_id, self.end_id, self.seed = list(views), start_id, end_id, seed
         self.size, self.captions, self.process = images_per_batch, captions_per_image, process
@@ -214,11 +210,9 @@ class CaptionBatches:
         chance = random.Random(f"{self.seed} {epoch}")
         order = chance.sample(self.images, len(self.images))
         number, processes = self.process
-        if (smallest := min(self.size, len(order))) < processes:
-            raise CaptioningError(
-                f"A batch of {smallest} images cannot be shared by {processes} processes; set images_per_batch, which "
-                "counts the images of all processes together, higher."
-            )
+        if min(self.size, len(order)) < processes:
+            raise CaptioningError(f"A batch has fewer images than the {processes} processes that share it; set "
+                                  "images_per_batch, which counts the images of all processes together, higher.")
         for start in range(0, len(self) * self.size, self.size):
             images = order[start:start + self.size]
             captions = [chance.sample(c, min(self.captions, len(c))) for c in (self.encoded[image] for image in images)]

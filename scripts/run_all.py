@@ -24,10 +24,11 @@ from notebook_tools import ROOT, execute, find_notebooks
 
 sys.path.insert(0, str(ROOT))  # so that `helpers` is found from any folder
 from helpers.captioner import Captioner, available  # noqa: E402
-from helpers.files import CHECKPOINTS, read_json, usable_cores  # noqa: E402
+from helpers.files import CHECKPOINTS, read_json  # noqa: E402
 from helpers.images import list_images  # noqa: E402
 
 BUILD = ROOT / "build"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def results_file(path: Path) -> Path:
@@ -78,12 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs everything. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
-    parser.add_argument("--at_once", type=int, default=min(2, usable_cores()), help="notebooks at a time")
+    parser.add_argument("--at_once", type=int, default=min(2, CORES), help="notebooks at a time")
     options = parser.parse_args(arguments)
     begin = time.time()
     paths = options.notebooks or find_notebooks()
     BUILD.mkdir(exist_ok=True)
-    threads = max(1, usable_cores() // options.at_once)
+    threads = max(1, CORES // options.at_once)
     with ThreadPoolExecutor(options.at_once) as pool:
         fine = list(pool.map(lambda path: run_notebook(path, threads), paths))
     caption_samples(ROOT / "sample_images")

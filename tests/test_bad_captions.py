@@ -60,7 +60,7 @@ def test_every_fault_is_reported_at_once(tmp_path):
     message = error_of(read_folder, folder)
     for words in (
         "empty caption; write one or delete the row: 2 (line 3, line 4)",
-        "control characters in the caption; delete them: 1 (line 5)", "more than 500 words", "line 6: 10,000",
+        "control characters in the caption: 1 (line 5)", "more than 500 words", "line 6: 10,000",
         "not 3 fields", "line 7", "d.jpg, line 8", "there is b.jpg",
         "leads out of the image folder: 2 (line 10: ../a.jpg, line 11: /etc/passwd)", "no image name: 1 (line 12)",
         "different splits", "unknown split", "line 14: trian",

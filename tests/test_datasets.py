@@ -72,7 +72,7 @@ def test_part_of_a_dataset_is_read_when_asked_for(tmp_path):
     assert f"2 of 8 images are not in {folder / 'Images'} and are left out, such as 2.jpg." in dataset.notes
     assert "No captions here for the 2 images of the split 'test'." in dataset.notes
     message = error_of(dataset.images, "test")
-    assert "no 'test' split" in message and "train (2 images)" in message
+    assert "no 'test' split, but ['train', 'dev']" in message
 
 
 def test_flickr30k_with_bars_and_the_broken_row(tmp_path):
@@ -97,16 +97,6 @@ def coco(tmp_path: Path) -> Path:
                    "annotations": [{"image_id": n, "id": n, "caption": f"A thing\nnumber {n}. "} for n in ids]}
         (tmp_path / "annotations" / f"captions_{part}.json").write_text(json.dumps(content))
     return tmp_path
-
-
-def test_empty_captions_of_published_files_are_left_out_and_noted(tmp_path):
-    folder = kaggle(tmp_path, 3)
-    with open(folder / "captions.txt", "a") as file:
-        file.write("0.jpg,\n1.jpg,  \n2.jpg,a\x07bell\n")
-    dataset = read_flickr8k(folder)
-    assert len(dataset.table) == 16 and dataset.references()["2.jpg"][-1] == "a bell"
-    assert "row without a caption left out: 2 (line 17, line 18)" in dataset.notes
-    assert any("control characters" in note and "line 19" in note for note in dataset.notes)
 
 
 def test_coco_with_and_without_karpathy(tmp_path):
@@ -140,9 +130,8 @@ def test_karpathy_files_alone_are_datasets(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    "{}", "not json", '{"images": [{"id": [1], "file_name": "a"}, 7], "annotations": [{}]}',
+    "{}", "not json", '{"images": [7], "annotations": [{}]}', '{"images": [], "annotations": []}',
     '{"images": [{"id": 1, "file_name": "../../etc/passwd"}], "annotations": [{"image_id": 1, "caption": "x"}]}',
-    '{"images": [], "annotations": []}',
 ])
 def test_coco_files_that_are_not_what_they_should_be(tmp_path, content):
     (tmp_path / "captions_val2014.json").write_text(content)

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.beam import Rules
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
 from helpers.decoding import Draw, decode
 from helpers.files import CaptioningError
@@ -111,21 +110,6 @@ def test_greedy_takes_the_likeliest_token_each_time():
         assert found.tokens == tokens and found.finished == (tokens[-1] == END)
 
 
-@settings(max_examples=6, deadline=None)
-@given(seeds, st.sampled_from([0.0, 0.7, 1.5, -1.0]), st.sampled_from([0.5, 3.0]))
-def test_a_beam_as_wide_as_the_tree_finds_what_brute_force_finds(seed, penalty, sharpness):
-    toy, features, depth, V = Toy(seed, 4, sharpness=sharpness), toy_features(seed, 2), 3, 4
-    found = decode(toy, features, beam_size=V**depth, max_length=depth, length_penalty=penalty)
-    for image, hypotheses in zip(features, found, strict=True):
-        every = {}
-        for words in itertools.product(range(V), repeat=depth):
-            tokens = words[: words.index(END) + 1] if END in words else words
-            every[tokens] = sum(score_of(toy, image, tokens)) / len(tokens) ** penalty
-        best = sorted(every.items(), key=lambda item: -item[1])
-        assert [tuple(h.tokens) for h in hypotheses] == [tokens for tokens, _ in best]
-        assert [h.score for h in hypotheses] == pytest.approx([score for _, score in best])
-
-
 @few
 @given(toys, seeds, st.integers(2, 6), st.sampled_from([0.0, 0.7, 2.0]))
 def test_beam_search_equals_its_definition(toy, seed, size, penalty):
@@ -206,23 +190,6 @@ def test_lstm_scores_and_maps_are_those_of_one_padded_batch_of_teacher_forcing(k
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 
-@few
-@given(
-    toys, seeds, st.sampled_from(["greedy", "beam", "sample"]), st.integers(1, 3),
-    st.lists(st.integers(3, 3), max_size=1), st.integers(1, 6),
-)  # fmt: skip
-def test_captions_keep_the_rules(toy, seed, method, n, banned, shortest):
-    options = {"no_repeat_ngram": n, "banned": banned, "min_length": shortest, "max_length": 8}
-    for group in decode(toy, toy_features(seed, 3), method, beam_size=3, samples=3, seed=seed, **options):
-        for h in group:
-            words = h.tokens[: -1 if h.finished else None]
-            grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-            assert len(grams) == len(set(grams)) and not set(banned) & set(words) and len(h.tokens) <= 8
-            # With every n-gram said there is nothing left but to end, however early.
-            room = {(*words[len(words) - n + 1 :], w) for w in range(len(toy.words)) if w != END and w not in banned}
-            assert len(h.tokens) >= shortest or room <= set(grams)
-
-
 def test_a_banned_phrase_is_not_said_but_its_words_are():
     toy, features = Toy(1, 8), toy_features(0, 20)
     plain = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10)]
@@ -232,19 +199,6 @@ def test_a_banned_phrase_is_not_said_but_its_words_are():
     changed = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10, banned=["a phrase"])]
     assert all((first, second) not in itertools.pairwise(tokens) for tokens in changed)
     assert any(first in tokens for tokens in changed) and any(second in tokens for tokens in changed)
-
-
-def test_repetition_penalty_lowers_what_was_said_before():
-    log_probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    scores = Rules(END, repetition_penalty=2.0)(log_probs, torch.tensor([[3, 1, 3]]), 4)
-    torch.testing.assert_close(scores, log_probs * torch.tensor([1.0, 2.0, 1.0, 2.0]))
-    toy, features = Toy(1, 8), toy_features(0, 20)
-
-    def repeats(penalty):
-        found = decode(toy, features, "greedy", max_length=10, repetition_penalty=penalty)
-        return sum(len(h.tokens) - len(set(h.tokens)) for (h,) in found)
-
-    assert repeats(3.0) < repeats(1.0)
 
 
 def test_a_penalty_ranks_but_is_not_part_of_the_log_probability():
@@ -292,15 +246,6 @@ def test_draws_follow_the_distribution(draw, V):
     counts = torch.bincount(tokens, minlength=V).float()
     assert (counts[probabilities == 0] == 0).all()
     assert abs(chi_square(*bins(counts, probabilities * N))) < 4
-
-
-def test_whole_captions_are_drawn_as_often_as_they_are_likely():
-    toy, features, N = Toy(11, 4, sharpness=1.0), toy_features(5, 1), 20_000
-    found = [tuple(h.tokens) for h in decode(toy, features, "sample", samples=N, max_length=3, seed=0)[0]]
-    every = {w[: w.index(END) + 1] if END in w else w for w in itertools.product(range(4), repeat=3)}
-    expected = torch.tensor([N * math.exp(sum(score_of(toy, features[0], tokens))) for tokens in every])
-    counts = torch.tensor([float(found.count(tokens)) for tokens in every])
-    assert counts.sum() == N and abs(chi_square(*bins(counts, expected))) < 4
 
 
 def test_a_seed_gives_the_same_captions_twice_and_another_seed_others():

@@ -61,9 +61,6 @@ def test_numbers_out_of_bounds_are_refused(words) -> None:
         parsed(*words)
 
 
-def test_each_is_known_to_decoding_or_ranking() -> None:
+def test_each_is_known_to_decoding_or_ranking_and_to_the_command_line() -> None:
     assert set(OPTIONS) <= {*inspect.signature(decode).parameters, *inspect.signature(rerank).parameters}
-
-
-def test_the_command_line_takes_them_all() -> None:
     assert set(OPTIONS) <= {action.dest for action in generate_caption.parser()._actions}

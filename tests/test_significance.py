@@ -32,14 +32,6 @@ def test_a_resample_is_scored_as_the_metric_scores_it() -> None:
             assert fast[metric][row] == pytest.approx(value, abs=1e-9)
 
 
-def test_the_bootstrap_of_a_mean_is_the_textbook_one() -> None:
-    scored = score_images(REFERENCES, WEAK, ["ROUGE-L"])
-    each = scored.per_image()["ROUGE-L"]
-    low, high = bootstrap(scored, samples=4000)["ROUGE-L"]
-    error = each.std() / np.sqrt(len(each))
-    assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
-
-
 def test_a_real_difference_is_found_and_none_is_not() -> None:
     good, weak = score_images(REFERENCES, GOOD, FAST), score_images(REFERENCES, WEAK, FAST)
     for result in compare(weak, good).values():
@@ -53,9 +45,8 @@ def test_a_real_difference_is_found_and_none_is_not() -> None:
 
 def test_the_order_of_the_images_does_not_matter_to_a_paired_test() -> None:
     weak, good = score_images(REFERENCES, WEAK, FAST), score_images(REFERENCES, GOOD, FAST)
-    turned = {image: GOOD[image] for image in reversed(GOOD)}
-    assert compare(weak, score_images(REFERENCES, turned, FAST)) == compare(weak, good)
-    assert compare(weak, good) == compare(weak, good)  # seeded
+    turned = score_images(REFERENCES, {image: GOOD[image] for image in reversed(GOOD)}, FAST)
+    assert compare(weak, turned) == compare(weak, good)
 
 
 def test_a_paired_test_wants_the_same_images() -> None:
