@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -32,8 +33,10 @@ myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
 mermaid_use_local = "mermaid/mermaid.esm.min.mjs" if MERMAID.is_dir() else ""
+mermaid_height, mermaid_fullscreen_button = "auto", "+"
 autoapi_dirs = [str(ROOT / "helpers")]
 autoapi_options = ["members", "show-module-summary"]
+default_role = "code"  # of single backquotes in docstrings
 autoapi_add_toctree_entry = False
 autoapi_keep_files = False
 html_math_renderer = "mathml"
@@ -76,13 +79,22 @@ def copy_mermaid(app: Sphinx, error: Exception | None) -> None:
     """Puts what draws the diagrams beside the pages, so that they need nothing from elsewhere."""
     if mermaid_use_local and error is None:
         target = Path(app.outdir) / "_static" / "mermaid"
-        shutil.copytree(MERMAID / "chunks" / "mermaid.esm.min", target / "chunks" / "mermaid.esm.min", dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns("*.map"))
+        chunks, no_maps = Path("chunks", "mermaid.esm.min"), shutil.ignore_patterns("*.map")
+        shutil.copytree(MERMAID / chunks, target / chunks, dirs_exist_ok=True, ignore=no_maps)
         shutil.copy(MERMAID / "mermaid.esm.min.mjs", target)
+
+
+def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keeps the asterisks and the last underscores of docstrings, which are parts of names and no markup."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [re.sub(r"\*|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]  # what stands outside backquotes
+        lines[number] = "`".join(parts)
 
 
 def setup(app: Sphinx) -> None:
     """Connects the change of links and the formulas."""
     app.connect("doctree-resolved", change_links)
+    app.connect("autodoc-process-docstring", plain_text)
     app.connect("build-finished", copy_mermaid)
     app.add_html_math_renderer("mathml", inline_renderers=(write_math, None), block_renderers=(write_math, None))
