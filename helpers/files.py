@@ -31,7 +31,7 @@ STALE = 3600  # seconds after which a temporary file belongs to a process that w
 
 
 class CaptioningError(Exception):
-    """Input that cannot be used: the message names it, what was expected and what to do. Notebook 00, section 8."""
+    """Input that cannot be used: the message names it, what was expected and what to do. Notebook 00, section 7."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
@@ -45,7 +45,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> CaptioningError:
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Makes `main` return an exit status: its own or 0, and 2 after a CaptioningError's message.
 
-    Notebook 00, section 9.
+    Notebook 00, section 7.
     """
 
     @functools.wraps(main)

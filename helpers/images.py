@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def shown(name: object) -> str:
-    """Returns `name` fit for one line: control characters, undecodable bytes are escaped. Notebook 00, section 8."""
+    """Returns `name` fit for one line: control characters, undecodable bytes are escaped. Notebook 00, section 7."""
     text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
@@ -45,7 +45,7 @@ def open_image(source: str | os.PathLike | bytes | IO[bytes] | Image.Image) -> I
 
     `source` is a path, an open binary file (an upload), the bytes of an image file, or a PIL image. Of an animation the
     first frame is taken, transparency is laid on white. Raises CaptioningError when it is no whole image, larger than
-    MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before decoding). Notebook 00, section 8.
+    MAX_BYTES, or declares more than MAX_PIXELS or MAX_SIDE (checked before decoding). Notebook 00, section 7.
     """
     if isinstance(source, Image.Image):
         return _finish(source, shown(getattr(source, "filename", "") or "the image"))

@@ -177,7 +177,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]] | Sequence[Mappin
                 axes.plot(table[column], style, color=colour, label=f"{name} {column.removesuffix('_loss')}".strip())
             for epoch in table.index[table["stage"].diff() > 0]:
                 axes.axvline(epoch - 0.5, color=COLOURS["grey"], linestyle=":", linewidth=1)
-    left.set(title="reading the true words", ylabel="loss a word", xlabel="epoch")
+    left.set(title="reading the true words", ylabel="loss per word", xlabel="epoch")
     right.set(title="reading its own words", ylabel="score on dev", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
