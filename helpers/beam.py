@@ -44,8 +44,7 @@ class Rules:
     def __call__(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
         """Returns scores [N, V]: `log_probs` [N, V] itself where no rule applies, else a changed copy.
 
-        history: [N, t] the tokens so far, the prompt included; only read if `need_history`. `length` counts the new
-        tokens, the one about to be chosen included.
+        history: [N, t] the tokens so far with the prompt, read if `need_history`; length: the new tokens and the next.
         """
         early = length < self.min_length
         if not (self.need_history or self.words or early):
@@ -117,8 +116,7 @@ class Beams:
     def search(self, model, log_probs: Tensor, state, rules: Rules, history: Tensor, trace=None) -> Paths:
         """Returns the K best captions of each image, best first.
 
-        log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the tokens of the prompt; trace:
-        see `decode`.
+        log_probs: [B, V] of the first token; state: one row an image; history: [B, L] the prompt; trace: see `decode`.
         """
         B, K, C, device = len(log_probs), self.size, 2 * self.size, log_probs.device
         alive, steps, tokens = torch.arange(B, device=device), [], None  # alive: [A]

@@ -124,9 +124,9 @@ def load_dataset(
 ) -> Dataset:
     """Returns the dataset `name`: "pocket", "flickr8k", "flickr30k", "coco" or "folder".
 
-    `data_dir` is where its files lie (data/NAME if not given; for "folder" it must be). "pocket" is generated on first
-    use into the cache folder, with `options` images, size and seed; else options go to `read_dataset`. With `download`,
-    absent files are fetched. Raises CaptioningError on an unknown name or faulty files. Notebook 01, section 2.
+    `data_dir` is where its files lie, data/NAME if not given. "pocket" is drawn on first use into the cache folder, of
+    `options` images, size and seed; else options go to `read_dataset`. With `download`, absent files are fetched.
+    Raises CaptioningError on an unknown name or faulty files. Notebook 01, section 2.
     """
     if name not in LAYOUTS:
         raise unknown_name("dataset", name, LAYOUTS)

@@ -157,9 +157,7 @@ def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, 
     import pycocoevalcap.meteor.meteor as meteor
 
     if not shutil.which("java"):
-        raise CaptioningError(
-            "METEOR skipped: there is no Java (Debian, Colab: `apt-get install default-jre-headless`)."
-        )
+        raise CaptioningError("METEOR skipped: there is no Java (`apt-get install default-jre-headless`).")
     jar = Path(meteor.__file__).parent / "meteor-1.5.jar"
     lines = [f"SCORE ||| {' ||| '.join(references[image])} ||| {caption}\n" for image, caption in hypotheses.items()]
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]

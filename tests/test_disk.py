@@ -111,28 +111,3 @@ def test_weights_are_read_from_the_usual_files_and_from_nothing_else(tmp_path) -
     for name, words in wanted.items():
         with pytest.raises(CaptioningError, match=words):
             load_weights(tmp_path / name)
-
-
-TWO = """
-import sys, time
-from pathlib import Path
-from helpers.files import only_one
-with only_one(Path(sys.argv[1])):
-    log = Path(sys.argv[1]) / "log"
-    log.open("a").write("in ")
-    time.sleep(0.5)
-    log.open("a").write("out ")
-"""
-
-
-def test_two_processes_work_in_turn_and_a_killed_one_frees_the_lock(tmp_path) -> None:
-    both = [subprocess.Popen([sys.executable, "-c", TWO, tmp_path], cwd=ROOT) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
-    assert (tmp_path / "log").read_text() == "in out in out "
-    killed = subprocess.Popen([sys.executable, "-c", TWO.replace("0.5", "60"), tmp_path], cwd=ROOT)
-    while (tmp_path / "log").read_text().count("in") < 3:
-        assert killed.poll() is None
-    killed.kill()
-    killed.wait()
-    with only_one(tmp_path):
-        pass
