@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from helpers.clipcap import ClipCap
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
@@ -36,7 +35,7 @@ from helpers.files import (
     unknown_name,
     write_json,
 )
-from helpers.images import list_images, open_image, shown
+from helpers.images import list_images, open_image
 from helpers.loop import unique_tensors
 from helpers.text import Vocabulary
 from helpers.trunks import weights_fingerprint
@@ -51,18 +50,6 @@ TOKENIZERS = ("vocabulary.json", "tokenizer.json")
 FILES = ["config.json", "model.safetensors", *TOKENIZERS, "training.json", "README.md"]  # that go to the hub
 SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "constraint"}
 PATHS = (str, os.PathLike)
-MOST = {"beam_size": 64, "samples": 64, "max_length": 256}  # that a caption could need
-
-
-class Unfilled(TorchFunctionMode):
-    """Leaves out random and constant values where a model is built without memory: asking for them there makes PyTorch
-    import its compiler, which takes as long as all the rest. Notebook 00, section 3."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        if name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 def build_model(name: str, options: dict) -> nn.Module:
@@ -99,11 +86,9 @@ def check(folder: Path, config: object) -> dict:
         raise _refusal(place, f"is damaged: 'tokenizer' must be {' or '.join(TOKENIZERS)}")
     if not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
         raise _refusal(place, "is damaged: 'encoder' should have a name, a kind and a fingerprint, all of them text")
-    for name, value in config["decoding"].items():
+    for name in config["decoding"]:
         if name not in SETTINGS:
             raise unknown_name("decoding setting", name, SETTINGS)
-        if name in MOST and not (type(value) is int and 0 < value <= MOST[name]):
-            raise _refusal(place, f"is damaged: decoding {name!r} is {shown(value)}, and no caption needs that")
     return config
 
 
@@ -169,20 +154,13 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
         tensors = load_file(folder / "model.safetensors")
     except SafetensorError as error:
         raise _refusal(folder / "model.safetensors", f"cannot be read: {error}") from error
-    options, misfit = config["options"], "holds weights that do not fit its configuration"
-    if config["class"] != "ClipCap" or options.get("tune", "full") == "full" and options.get("language_model_config"):
-        # Built without memory first: a few numbers in a configuration can ask for terabytes.
-        with torch.device("meta"), Unfilled():
-            asked = sum(value.numel() for value in build_model(config["class"], options).parameters())
-        if asked > sum(value.numel() for value in tensors.values()):
-            raise _refusal(folder, f"{misfit}, which asks for {asked:,} numbers")
-    model = build_model(config["class"], options)
+    model = build_model(config["class"], config["options"])
     left_out = set(model.left_out())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     wrong = {key for key, value in tensors.items() if shapes.get(key) != value.shape}
     wrong |= unique_tensors(model).keys() - tensors.keys() - left_out
     if wrong:
-        raise _refusal(folder, f"{misfit}: {sorted(wrong)[:3]}")
+        raise _refusal(folder, f"holds weights that do not fit its configuration: {sorted(wrong)[:3]}")
     if left_out and "left_out" in config and config["left_out"] != weights_fingerprint(model, only=left_out):
         named = model.config["language_model"]
         raise _refusal(folder, f"was trained with another language model than the {named!r} here (its weights differ)")
@@ -200,7 +178,7 @@ def _encoder_of(config: dict, device: str):
     if other:
         raise CaptioningError(
             f"{config['name']} was trained with another version of the encoder {wanted['name']}, or on photos prepared "
-            f"in another way: {other}, here {({name: here[name] for name in other})}. Fetch both again."
+            f"in another way: {other}, here { ({name: here[name] for name in other}) }. Fetch both again."
         )
     return encoder
 

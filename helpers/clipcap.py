@@ -90,6 +90,8 @@ class TransformerMapper(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x[:, -self.length :]  # [B, P, W]
+
+
 # With these a configuration makes transformers fetch and run code.
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
@@ -119,7 +121,7 @@ class ClipCap(nn.Module):
     look = False  # set it and decoding returns, for each token, the attention paid to the prefix (a GPT-2 only)
     defaults = {
         "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
-        "regions": 1, "standardise": True, "normalise_prefix": False, "dropout": 0.0, "lora_rank": 8, "prompt": "",
+        "regions": 1, "standardise": True, "dropout": 0.0, "lora_rank": 8, "prompt": "",
         "end_id": None,
     }  # fmt: skip
 
@@ -148,7 +150,6 @@ class ClipCap(nn.Module):
         self.standardise = Standardise(feature_width) if c["standardise"] else nn.Identity()
         sizes = (feature_width, self.width, c["prefix_length"], c["regions"])
         self.mapper = MAPPERS[c["mapper"]](*sizes, **c["mapper_options"])
-        self.norm = nn.LayerNorm(self.width) if c["normalise_prefix"] else nn.Identity()
         self.dropout = nn.Dropout(c["dropout"])
         if c["tune"] != "full":
             self.language_model.requires_grad_(False)
@@ -165,7 +166,7 @@ class ClipCap(nn.Module):
     def prefix(self, features: Tensor) -> Tensor:
         """Returns the prefix [B, P, W] of features [B, R, D], and behind it the prompt's embeddings, if any."""
         features = self.standardise(features)
-        prefix = self.norm(self.mapper(self.dropout(features)))
+        prefix = self.mapper(self.dropout(features))
         if self.config["prompt"]:
             ids = torch.tensor(self.tokenizer.encode(self.config["prompt"]), device=prefix.device)
             words = self.language_model.get_input_embeddings()(ids)  # [L, W]

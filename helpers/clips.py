@@ -23,7 +23,6 @@ from helpers.files import (
     save_tensors,
     sha256_file,
     unknown_name,
-    whole_files,
     write_json,
 )
 from helpers.text import UNKNOWN, Vocabulary, pad
@@ -61,12 +60,7 @@ class ClipEncoder(Encoder):
         return self.module.logit_scale.detach().float().exp().item()
 
     # Each family has: trunk(pixels [B, 3, S, S]) -> the last layer [B, T, D], a class token, if any, and the R regions;
-    # head(what trunk or stem returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
-
-    def stem(self, pixels: Tensor) -> Tensor:
-        """Returns the part of `trunk`'s output that `head` reads: the class token [B, 1, D], or all regions."""
-        tokens = self.trunk(pixels)
-        return tokens[:, :1] if tokens.shape[1] > self.regions else tokens
+    # head(what trunk returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
 
     def grid(self, pixels: Tensor) -> Tensor:
         return self.trunk(pixels)[:, -self.regions :].float()
@@ -87,10 +81,6 @@ class ClipEncoder(Encoder):
         vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
         return F.normalize(vectors, dim=-1) if normalise else vectors
 
-    def dual(self, train_trunk: bool = False) -> ClipDual:
-        """Returns this model as what `pretraining.fine_tune` trains. The encoder and it share their weights."""
-        return ClipDual(self, train_trunk)
-
     def normalised(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
         x = pixels.to(self.device).float() / self.scale
@@ -99,47 +89,6 @@ class ClipEncoder(Encoder):
     def _ready(self, module: nn.Module, device: str) -> nn.Module:
         self.device = torch.device(device)
         return module.to(self.device).eval().requires_grad_(False)
-
-
-class ClipDual(nn.Module):
-    """A CLIP as a dual encoder: `image_side`, `text_side`, `trunk_parameters`, `logit_scale`.
-
-    With `train_trunk=False` the image tower stays as it is and the projections, the text tower and the temperature
-    learn; the tower's output (`stem`) may then be cached. The weights become fp32, since fp16 loses small steps.
-    BatchNorm keeps its statistics. Notebook 04, section 8.
-    """
-
-    def __init__(self, encoder: ClipEncoder, train_trunk: bool = False):
-        super().__init__()
-        self.encoder = encoder
-        self.model = encoder.module.float().requires_grad_(True)
-        for parameter in self.trunk_parameters():
-            parameter.requires_grad_(train_trunk)
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
-
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """Returns the image tower's parameters without its last projection."""
-        return self.encoder.trunk_parameters()
-
-    def image_side(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns vectors [B, E] and the grid [B, R, D] of uint8 pixels [B, 3, S, S] or a cached stem [B, T, D]."""
-        encoder = self.encoder
-        tokens = encoder.trunk(inputs) if inputs.ndim == 4 else inputs.to(encoder.device, encoder.module.dtype)
-        return encoder.head(tokens), tokens[:, -encoder.regions :]
-
-    def text_side(self, captions: Sequence[str]) -> Tensor:
-        """Returns vectors [N, E]."""
-        return self.encoder.text_vectors(captions)
-
-    def train(self, mode: bool = True) -> ClipDual:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
 
 class OpenAIClipEncoder(ClipEncoder):
@@ -204,16 +153,6 @@ class OpenAIClipEncoder(ClipEncoder):
 
         tokens = clip.tokenize(list(captions), context_length=self.module.context_length, truncate=True)
         return self.module.encode_text(tokens.to(self.device))
-
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        last = ("attnpool.", "proj")
-        return [p for name, p in self.module.visual.named_parameters() if not name.startswith(last)]
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the weights as a .safetensors file, which `load_encoder("clip:PATH")` reads; returns its path."""
-        path = Path(path).with_suffix(".safetensors")
-        save_tensors(path, self.module.state_dict())
-        return path
 
 
 def _weights_file(name: str, download_root: str | None) -> str:
@@ -296,16 +235,6 @@ class HuggingFaceClipEncoder(ClipEncoder):
         out = self.module.get_text_features(**{n: tokens[n].to(self.device) for n in names})
         return out if isinstance(out, Tensor) else out.pooler_output
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        return [p for name, p in self.module.vision_model.named_parameters() if not name.startswith("head.")]
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes model, tokenizer and image processor with `save_pretrained`; returns the folder."""
-        with whole_files(folder) as place:
-            for part in (self.module, self.tokenizer, self.processor):
-                part.save_pretrained(place)
-        return Path(folder)
-
 
 class Pooling(nn.Module):
     """A grid [B, R, D] to one vector [B, E]: the mean of all regions, plus what a few learned heads look at.
@@ -373,12 +302,9 @@ class PocketCLIP(nn.Module):
         self.text = TextTower(len(vocabulary), c["width"], c["layers"], c["joint"], c["dropout"])
         self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
-    def trunk_parameters(self):
-        return self.trunk.parameters()
-
-    def image_side(self, stem: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns vectors [B, E] and the grid [B, R, D] from the trunk's cached stem output."""
-        grid = self.trunk.tail(stem)
+    def image_side(self, cached: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns vectors [B, E] and the grid [B, R, D] from the trunk's cached stem [B, H, W, C] or grid [B, R, D]."""
+        grid = cached if cached.ndim == 3 else self.trunk.tail(cached)
         return self.pool(grid), grid
 
     def text_side(self, captions: Sequence[str]) -> Tensor:

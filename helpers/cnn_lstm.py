@@ -6,15 +6,16 @@ E embedding width, H hidden width, A attention width, S width of a picture's sum
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from helpers.files import CaptioningError
-from helpers.text import START, Vocabulary, exact_logits
+from helpers.text import SPECIALS, START, Vocabulary, exact_logits, normalise
 
 
 class Standardise(nn.Module):
@@ -56,7 +57,7 @@ class LSTMCaptioner(nn.Module):
     Notebook 02, section 4.
     """
 
-    defaults = {"embedding": 256, "hidden": 512, "dropout": 0.5, "recurrent_dropout": 0.0}
+    defaults = {"embedding": 256, "hidden": 512, "dropout": 0.5}
     start_id: int = START
 
     def __init__(self, vocabulary_size: int, feature_width: int, **options):
@@ -120,14 +121,9 @@ class LSTMCaptioner(nn.Module):
         if row is not None:
             state = self.reorder(state, row)
         words = self.word_to_gates(self.dropout(self.embed(tokens)))  # [N, T, 4H]
-        keep = None  # one dropout mask for all steps (Gal and Ghahramani 2016): one a step would erase memory
-        if self.training and self.config["recurrent_dropout"]:
-            keep = F.dropout(torch.ones_like(state.hidden), self.config["recurrent_dropout"])
         outputs, maps = [], []
         for word in words.unbind(1):  # unlike words[:, t], its backward pass writes each gradient once
             output, state = self.advance(word, state)
-            if keep is not None:
-                state = replace(state, hidden=state.hidden * keep)
             outputs.append(output)
             maps.append(state.attention if state.attention is not None else output[:, :0])
         return self.to_words(torch.stack(outputs, 1)), torch.stack(maps, 1)  # [N, T, V], [N, T, R]
@@ -238,3 +234,33 @@ class ShowAttendTell(LSTMCaptioner):
         looked = (attention * labels_mask[..., None]).sum(1)  # [N, R] how much each region got over the caption
         fair = labels_mask.sum(1, keepdim=True) / attention.shape[-1]
         return self.config["doubly_stochastic"] * ((fair - looked) ** 2).mean()
+
+
+@torch.no_grad()
+def grow_vocabulary(model: nn.Module, captions: Iterable[str], min_count: int = 2, seed: int = 0) -> list[str]:
+    """Adds the words of `captions` that a CNN-LSTM lacks to its vocabulary and weights; returns them.
+
+    Words seen at least `min_count` times, most frequent first. A new word begins as a vector like the others, drawn
+    from their mean and deviation, and as likely as the average word. Known words keep their numbers, so everything that
+    the model has learned stays. Give it training captions alone. Notebook 08, section 6.
+    """
+    known: Vocabulary = model.tokenizer
+    counts = Counter(word for caption in captions for word in normalise(caption) if word not in known)
+    new = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+    if not new:
+        return []
+    old_embed, old_output = model.embed, model.output
+    words = len(known) + len(new)
+    embed = nn.Embedding(words, old_embed.embedding_dim)
+    output = nn.Linear(old_output.in_features, words)
+    generator = torch.Generator().manual_seed(seed)
+    for grown, old in ((embed.weight, old_embed.weight), (output.weight, old_output.weight)):
+        old = old.cpu()
+        drawn = torch.randn((len(new), old.shape[1]), generator=generator)
+        grown.copy_(torch.cat([old, old[len(SPECIALS) :].mean(0) + drawn * old[len(SPECIALS) :].std(0)]))
+    bias = old_output.bias.cpu()
+    output.bias.copy_(torch.cat([bias, bias[len(SPECIALS) :].mean().expand(len(new))]))
+    model.embed, model.output = embed.to(old_embed.weight.device), output.to(old_output.weight.device)
+    model.config["vocabulary_size"] = words
+    model.tokenizer = Vocabulary([*known.words[len(SPECIALS) :], *new])
+    return new

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TypeVar
@@ -136,21 +135,9 @@ def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:
     raise unknown_name("encoder", name, [*known, "clip:ViT-B/32", "hf-clip:NAME"])
 
 
-THREADS = 4  # that decode for a GPU
-MOST_THREADS = 8  # that encode on a CPU: with more, Python itself is what they wait for
+THREADS = 4  # that read photos ahead of the network
 Key = TypeVar("Key", bound=Hashable)
 Encoded = tuple[list[Key], Tensor | None, dict[Key, str]]
-
-
-def worker_threads(encoder: Encoder) -> tuple[int, int]:
-    """Returns how many threads work for this encoder, and how many cores the network takes in each.
-
-    Notebook 01, section 8.
-    """
-    if encoder.device.type != "cpu":
-        return THREADS, 1
-    each = -(-torch.get_num_threads() // MOST_THREADS)
-    return torch.get_num_threads() // each, each
 
 
 def encode_batches(
@@ -159,11 +146,8 @@ def encode_batches(
     """Yields for each batch of (key, photo), in order: the keys of the photos that could be read, their features
     (float32 [number of them, ...]; None without any), and the reasons of the others by key.
 
-    A photo is a path or the bytes of a file; `flip` encodes its mirror image. Threads plus one batches are in memory.
-    Notebook 01, section 8.
+    A photo is a path or the bytes of a file; `flip` encodes its mirror image. Notebook 01, section 8.
     """
-    on_cpu, cores = encoder.device.type == "cpu", torch.get_num_threads()
-    threads, each = worker_threads(encoder)
 
     def load(photos: Sequence[tuple[Key, Path | bytes]]) -> Encoded:
         good, pixels, failed = [], [], {}
@@ -173,28 +157,19 @@ def encode_batches(
                 good.append(key)
             except CaptioningError as error:
                 failed[key] = str(error)
-        stack = torch.stack(pixels) if pixels else None
-        return good, stack.flip(-1) if flip and stack is not None else stack, failed
+        return good, torch.stack(pixels) if pixels else None, failed
 
     def encode(loaded: Encoded) -> Encoded:
         good, pixels, failed = loaded
-        return good, None if pixels is None else encoder.features(pixels, kind), failed
+        if pixels is None:
+            return good, None, failed
+        return good, encoder.features(pixels.flip(-1) if flip else pixels, kind), failed
 
-    def begin() -> None:
-        if on_cpu:  # how many cores PyTorch takes is a setting of each thread
-            torch.set_num_threads(each)
-
-    first, second = (lambda photos: encode(load(photos)), lambda done: done) if on_cpu else (load, encode)
-    source, waiting = iter(batches), deque[Future]()
-    pool = ThreadPoolExecutor(threads, "encode", begin)
-    try:
-        while True:
-            waiting.extend(pool.submit(first, photos) for photos in islice(source, threads + 1 - len(waiting)))
-            if not waiting:
-                return
-            yield second(waiting.popleft().result())
-    finally:
-        try:
-            pool.shutdown(cancel_futures=True)
-        finally:  # also when waiting is cut short
-            torch.set_num_threads(cores)  # the libraries underneath keep one number for all threads
+    waiting = deque[Future]()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for photos in batches:
+            waiting.append(pool.submit(load, photos))
+            if len(waiting) > THREADS:
+                yield encode(waiting.popleft().result())
+        while waiting:
+            yield encode(waiting.popleft().result())

@@ -1,4 +1,4 @@
-"""The one training loop, `fit`, and what it is made of: settings, schedule, running mean, saved state, guard.
+"""The one training loop, `fit`, and what it is made of: settings, schedule, running mean, saved state.
 
 Captioners (`helpers.training`), PocketCLIP and PocketGPT2 (`helpers.pretraining`) all go through it.
 """
@@ -26,14 +26,13 @@ SETTINGS = {
     "weight_decay": 0.01,
     "beta2": 0.999,  # of AdamW
     "warmup_steps": 200,
-    "schedule": "cosine",  # to 0 over all epochs; "plateau" halves it when dev stops improving; or "constant"
+    "schedule": "cosine",  # to 0 over all epochs; or "constant"
     "clip": 1.0,
     "average": 0.0,  # decay of the running mean of the weights that is measured and kept; 0 is off
     "patience": 0,  # epochs without improvement before the stage ends; 0 is off
     "choose_by": "dev_loss",  # the column whose best epoch is kept; "" keeps the last epoch
 }
 EXPLODED = 10  # times the loss of a model that guesses evenly among all words; a healthy one starts at about once that
-OVERFLOWS = 25  # in a row: the scale of an fp16 loss halves at each, and 2^16 is where it starts
 
 
 def fit(
@@ -79,12 +78,11 @@ def fit(
         )
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         mean = Average(model, settings["average"])
-        state = {"epoch": 0, "step": 0, "scale": 1.0, "stopped": False, "history": [], "made_from": made_from}
+        state = {"epoch": 0, "step": 0, "stopped": False, "history": [], "made_from": made_from}
         if last.exists():
             state = load_state(last, model, optimizer, mean, made_from)
         if accelerator.scaler is not None and "scaler" in state:
             accelerator.scaler.load_state_dict(state["scaler"])
-        guard = Guard(limit, accelerator.scaler is not None, last)
         total = settings["epochs"] * len(batches)
         if (state["epoch"] >= settings["epochs"] or state["stopped"]) and accelerator.is_main_process:
             print(f"{last}: already trained, {state['epoch']} of {settings['epochs']} epochs.", file=sys.stderr)
@@ -94,17 +92,22 @@ def fit(
             model.train()
             for batch in _bar(batches, epoch, stage, accelerator, progress):
                 batch = batch.to(accelerator.device)
-                rate = settings["learning_rate"] * state["scale"] * schedule(settings, state["step"], total)
+                rate = settings["learning_rate"] * schedule(settings, state["step"], total)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("factor", 1.0)
                 with accelerator.autocast():
                     summed, count, figures = loss(wrapped, batch)
                 each = summed / count.clamp(min=1)
-                guard.loss(each, state["step"], epoch, batch.images)
+                if not math.isfinite(each) or abs(each) > limit:
+                    _stop(f"The loss is {float(each):.4g} (at most {limit:.4g} is sane)", state, batch.images, last)
                 optimizer.zero_grad()
                 accelerator.backward(each * batch.share)  # shares make several processes' mean that of the whole batch
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings["clip"])
-                guard.gradients(norm, state["step"], epoch, batch.images)
+                # In fp16 an overflow is no fault: the step is left out and the loss scaled down (Micikevicius et al.
+                # 2018, section 3.2), unless that has gone on and on.
+                scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 0.0
+                if norm is not None and not math.isfinite(norm) and scale < 1:
+                    _stop(f"The loss is a number, but its gradient is {float(norm)}", state, batch.images, last)
                 optimizer.step()
                 state["step"] += 1
                 mean.update(state["step"])
@@ -121,8 +124,6 @@ def fit(
                 if merits[-1] >= max(merits) and accelerator.is_main_process:
                     save_state(best, model)
             since_best = len(merits) - 1 - int(np.argmax(merits))
-            if settings["schedule"] == "plateau" and since_best and since_best % 2 == 0:
-                state["scale"] *= 0.5
             state["epoch"] = epoch + 1
             state["stopped"] = bool(settings["patience"] and since_best >= settings["patience"])
             if accelerator.scaler is not None:
@@ -195,9 +196,9 @@ def schedule(settings: dict, step: int, total: int) -> float:
     warm = min(1.0, (step + 1) / max(1, settings["warmup_steps"]))
     if settings["schedule"] == "cosine":
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
-    if settings["schedule"] in ("constant", "plateau"):
+    if settings["schedule"] == "constant":
         return warm
-    raise unknown_name("schedule", settings["schedule"], ["cosine", "plateau", "constant"])
+    raise unknown_name("schedule", settings["schedule"], ["cosine", "constant"])
 
 
 def merit(row: dict, choose_by: str) -> float:
@@ -273,45 +274,13 @@ class Average:
                 self.values[name] = kept
 
 
-class Guard:
-    """Looks at every loss and every gradient, before the weights are changed. Notebook 02, section 9.
-
-    Raises CaptioningError, with the step, the batch and the last good checkpoint, when the loss is not finite or above
-    `limit`, or when a gradient is not finite. In fp16 (`scaled`) an overflow is no fault: the step is skipped and the
-    loss scaled down (Micikevicius et al. 2018, section 3.2), unless that goes on and on.
-    """
-
-    def __init__(self, limit: float, scaled: bool, last: Path):
-        self.limit, self.scaled, self.last, self.overflows = limit, scaled, last, 0
-
-    def loss(self, mean: Tensor, step: int, epoch: int, images: Sequence[str]) -> None:
-        """Takes the loss per token. `step` counts the steps done, `epoch` the epochs done."""
-        value = float(mean.detach())
-        if not math.isfinite(value):
-            self._stop(f"The loss is {value}", step, epoch, images)
-        if abs(value) > self.limit:
-            self._stop(f"The loss has exploded to {value:.4g} (at most {self.limit:.4g} is sane)", step, epoch, images)
-
-    def gradients(self, norm: Tensor | None, step: int, epoch: int, images: Sequence[str]) -> None:
-        """Takes the norm of all gradients, before the optimiser uses them."""
-        if norm is None or math.isfinite(float(norm)):
-            self.overflows = 0
-            return
-        self.overflows += 1
-        if not self.scaled:
-            self._stop(f"The loss is a number, but its gradient is {float(norm)}", step, epoch, images)
-        if self.overflows > OVERFLOWS:
-            self._stop(f"fp16 overflowed {self.overflows} times in a row", step, epoch, images)
-
-    def _stop(self, what: str, step: int, epoch: int, images: Sequence[str]) -> None:
-        good = "No epoch had been completed, so there is no checkpoint."
-        if self.last.exists():
-            good = f"The last good checkpoint is {self.last}."
-        raise CaptioningError(
-            f"{what} at step {step + 1} (epoch {epoch + 1}), in the batch of {', '.join(images[:4])}, … . "
-            f"Training stopped before the weights were changed. {good} Lower the learning rate or clip, or switch "
-            "mixed precision off."
-        )
+def _stop(what: str, state: dict, images: Sequence[str], last: Path) -> None:
+    good = f"The last good checkpoint is {last}." if last.exists() else "No epoch had been completed before."
+    raise CaptioningError(
+        f"{what} at step {state['step'] + 1} (epoch {state['epoch'] + 1}), in the batch of {', '.join(images[:4])}, … "
+        f"Training stopped before the weights were changed. {good} Lower the learning rate or clip, or switch mixed "
+        "precision off."
+    )
 
 
 def save_state(path: Path, model: nn.Module, optimizer=None, average=None, state: dict | None = None) -> None:

@@ -1,8 +1,8 @@
-"""Training of what captioners are built of: PocketCLIP, PocketGPT2, and CLIPs on captions of one's own.
+"""Training of what captioners are built of: PocketCLIP and PocketGPT2.
 
     python -m helpers.pretraining data/checkpoints/pocket-clip/training.json
 
-The configuration's "kind" says which: pocket-clip, pocket-gpt2, or clip (configs/clip-flickr8k.json).
+The configuration's "kind" says which: pocket-clip or pocket-gpt2.
 Shapes: B images, N captions, R regions, D trunk width, E joint width, T tokens.
 """
 
@@ -27,8 +27,7 @@ from helpers.cnn_lstm import ShowAttendTell
 from helpers.datasets import Dataset, load_dataset
 from helpers.encoders import load_encoder
 from helpers.features import cache_features
-from helpers.files import CaptioningError, cache_dir, command, pick_device, read_json, unknown_name, write_json
-from helpers.images import open_image
+from helpers.files import CaptioningError, cache_dir, command, read_json, unknown_name, write_json
 from helpers.language_models import CaptionTokenizer, new_pocket_gpt2, save_language_model
 from helpers.losses import CrossEntropy, contrastive_loss, measure
 from helpers.text import IGNORE, Batch, Vocabulary, pad, teacher_forcing_batch
@@ -36,7 +35,6 @@ from helpers.trunks import WIDTH
 
 FINE_TUNING = {"epochs": 5, "weight_decay": 0.05, "warmup_steps": 100, "beta2": 0.98, "choose_by": ""}
 PRETRAINING = {"epochs": 12, "weight_decay": 0.1, "warmup_steps": 100, "beta2": 0.98}
-GENTLE = {"learning_rate": 1e-5, "trunk_learning_rate": 1e-6}  # a pretrained CLIP forgets what it knows above these
 
 
 @dataclass
@@ -216,50 +214,17 @@ def fine_tune(
     return history
 
 
-class GridSide(nn.Module):
-    """PocketCLIP behind a frozen trunk: `image_side` takes the cached grid [B, R, D], so that training is quick.
+def dual_encoder(encoder, train_trunk: bool = False) -> tuple[PocketCLIP, str]:
+    """Returns the PocketCLIP behind an encoder, for `fine_tune`, and the kind of cached feature that its image side
+    takes: the grid, or the output of the trunk's first half where the second is trained too.
 
-    Notebook 04, section 4.
+    Raises CaptioningError when the encoder is none of ours. Notebook 04, section 4.
     """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model.requires_grad_(True)
-        self.model.trunk.requires_grad_(False)
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
-
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        return list(self.model.trunk_parameters())
-
-    def image_side(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns vectors [B, E] and the grid."""
-        grid = grid.to(self.logit_scale.device)
-        return self.model.pool(grid), grid
-
-    def text_side(self, captions: Sequence[str]) -> Tensor:
-        """Returns vectors [N, E]."""
-        return self.model.text_side(captions)
-
-
-def dual_encoder(encoder, train_trunk: bool = False) -> tuple[nn.Module, str]:
-    """Returns what `fine_tune` trains, and what its image side takes: pixels, or a kind of cached feature.
-
-    The encoder shares the weights, so it is fine-tuned with it. A frozen trunk's output is cached; of PocketCLIP's
-    trunk only the second half is ever trained, and the first half's output is cached. Raises CaptioningError when the
-    encoder has no text side. Notebook 04, section 4.
-    """
-    if hasattr(encoder, "dual"):
-        return encoder.dual(train_trunk), "pixels" if train_trunk else "stem"
-    if not hasattr(encoder, "encode_text"):
-        raise CaptioningError(f"{encoder.name} has no text side to tune; use pocket-clip, clip:NAME or hf-clip:NAME.")
-    if not train_trunk:
-        return GridSide(encoder.model), "grid"
+    if not isinstance(getattr(encoder, "model", None), PocketCLIP):
+        raise CaptioningError(f"{encoder.name} cannot be tuned here. Use pocket-clip, or the folder of one.")
     encoder.model.requires_grad_(True)
-    encoder.model.trunk.freeze(stem=True, tail=False)
-    return encoder.model, "stem"
+    encoder.model.trunk.freeze(stem=True, tail=not train_trunk)
+    return encoder.model, "stem" if train_trunk else "grid"
 
 
 def crop(stem: Tensor, chance: random.Random, smallest: float = 0.78) -> Tensor:
@@ -275,40 +240,6 @@ def crop(stem: Tensor, chance: random.Random, smallest: float = 0.78) -> Tensor:
 
 def _paths(dataset: Dataset) -> dict[str, Path]:
     return {image: dataset.path(image) for split in ("train", "dev") for image in dataset.images(split)}
-
-
-def train_clip(config: dict, dataset: Dataset, folder: Path, callback=None) -> None:
-    """Fine-tunes the CLIP that the configuration names, and saves it in its own format under `folder`/model.
-
-    Keys: encoder, train_trunk, mirror (leave it off where captions speak of left and right), training (arguments of
-    `fine_tune`), seed. Notebook 04, section 8.
-    """
-    encoder = load_encoder(config["encoder"], pick_device())
-    made_from = {"dataset": dataset.fingerprint(), "encoder": encoder.fingerprint}
-    dual, kind = dual_encoder(encoder, config.get("train_trunk", False))
-    paths, mirrored = _paths(dataset), (False, True) if config.get("mirror", True) else (False,)
-    views = [] if kind == "pixels" else [cache_features(encoder, paths, kind, flip=flip) for flip in mirrored]
-
-    def inputs(names: list[str], chance: random.Random | None) -> Tensor:
-        """Returns cached features, or pixels [B, 3, S, S]; half of the batches are of mirror images."""
-        flip = chance is not None and chance.randrange(len(mirrored)) == 1
-        if views:
-            return views[flip][names]
-        pixels = torch.stack([encoder.prepare(open_image(paths[name])) for name in names])
-        return pixels.flip(-1) if flip else pixels
-
-    dev = dataset.references("dev")
-    callback({"epoch": 0, **measure(dual, lambda names: inputs(names, None), dev)})
-    rates = GENTLE if hasattr(encoder, "dual") else {"learning_rate": 5e-4, "trunk_learning_rate": 1e-4}
-    fine_tune(
-        dual, inputs, dataset.references("train"), dev, seed=config.get("seed", 0), folder=folder, made_from=made_from,
-        callback=callback, **{**rates, **config.get("training", {})},
-    )  # fmt: skip
-    dual.eval().requires_grad_(False)
-    if hasattr(encoder, "save"):
-        encoder.save(folder / "model")
-    else:
-        save_pocket_clip(folder / "model", encoder.model)
 
 
 def train_pocket_clip(config: dict, dataset: Dataset, folder: Path, callback=None) -> None:
@@ -363,7 +294,7 @@ def train_language_model(config: dict, dataset: Dataset, folder: Path, callback=
     save_language_model(folder / "model", model, tokenizer)
 
 
-KINDS = {"pocket-clip": train_pocket_clip, "pocket-gpt2": train_language_model, "clip": train_clip}
+KINDS = {"pocket-clip": train_pocket_clip, "pocket-gpt2": train_language_model}
 
 
 def train(config: dict | str | Path, callback: Callable[[dict], None] = print, restart: bool = False) -> Path:
@@ -385,8 +316,8 @@ def train(config: dict | str | Path, callback: Callable[[dict], None] = print, r
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Pretrains, or tunes a CLIP, as a configuration says. Notebook 04, section 8."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.pretraining", description="Pretrain, or tune a CLIP.")
+    """Pretrains as a configuration says. Notebook 04, section 8."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.pretraining", description="Make a PocketCLIP or a PocketGPT2.")
     parser.add_argument("config", help="a JSON configuration")
     parser.add_argument("--restart", action="store_true", help="begin anew where an earlier run would go on")
     options = parser.parse_args(arguments)

@@ -14,8 +14,7 @@ import hashlib
 import json
 import math
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from helpers import loop
 from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, save_checkpoint
+from helpers.cnn_lstm import grow_vocabulary
 from helpers.datasets import Dataset, load_dataset
 from helpers.decoding import decode
 from helpers.encoders import load_encoder
@@ -34,7 +34,7 @@ from helpers.images import shown
 from helpers.losses import CrossEntropy, SelfCritical
 from helpers.metrics import MIN_IMAGES_FOR_CIDER, evaluate
 from helpers.plots import training_curves
-from helpers.text import SPECIALS, CaptionBatches, Vocabulary, normalise
+from helpers.text import CaptionBatches, Vocabulary
 from helpers.trunks import MIRROR
 
 STAGE = {
@@ -44,7 +44,6 @@ STAGE = {
     "images_per_batch": 32,
     "captions_per_image": 5,
     "label_smoothing": 0.0,
-    "word_dropout": 0.0,
     "scheduled_sampling": 0.0,
     "samples": 5,  # an image, in a self-critical stage
     "temperature": 1.0,  # of the policy in a self-critical stage; below 1 it samples nearer to what beam search finds
@@ -54,7 +53,7 @@ STAGE = {
 }
 KEYS = {
     "name": "of the new checkpoint",
-    "dataset": "arguments of load_dataset, or {'name': 'shards', 'data_dir': DIR}",
+    "dataset": "arguments of load_dataset",
     "encoder": "a name for load_encoder",
     "features": "their kind: grid (the default), pooled or embedding",
     "flip": "whether mirror images are shown as well",
@@ -117,12 +116,10 @@ def run_stage(
     batches = _batches(run, run.train, run.views, settings, share)
     limit = loop.EXPLODED * math.log(max(len(run.model.tokenizer), 3))
     if settings["objective"] == "cross_entropy":
-        names = ("label_smoothing", "word_dropout", "scheduled_sampling")
-        unknown = getattr(run.model.tokenizer, "unknown_id", None)
-        objective = CrossEntropy(**{name: settings[name] for name in names}, unknown_id=unknown)
+        objective = CrossEntropy(settings["label_smoothing"], settings["scheduled_sampling"])
     elif settings["objective"] == "self_critical":
-        names = ("samples", "temperature", "bleu_weight")
-        objective = SelfCritical(run.train, **{name: settings[name] for name in names})
+        options = {name: settings[name] for name in ("samples", "temperature", "bleu_weight")}
+        objective = SelfCritical(run.train, **options)
         limit *= EXPLODED_REWARD
     else:
         raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
@@ -193,15 +190,16 @@ def train(
     callback: Callable[[dict], None] | None = None,
     progress: bool | None = None,
     restart: bool = False,
+    **prepared: Any,
 ) -> Run:
     """Trains what a configuration (a dict with KEYS, or a JSON file) describes, and writes the checkpoint.
 
     Returns the Run, with the best model of the last stage (or the mean of some) and the history of all. A run that was
-    killed goes on; `restart` begins anew. Notebook 08, section 7.
+    killed goes on; `restart` begins anew. `prepared`: see `prepare`. Notebook 08, section 7.
     """
     config = dict(read_json(config)) if isinstance(config, (str, Path)) else dict(config)
     accelerator = loop.make_accelerator(config.get("mixed_precision"))
-    run = prepare(config)
+    run = prepare(config, **prepared)
     if restart and accelerator.is_main_process:
         loop.begin_anew(run.folder)
     accelerator.wait_for_everyone()
@@ -248,23 +246,28 @@ def check(config: dict) -> None:
         raise CaptioningError(f"mean_of_stages should be a list of stages from 1 to {last}, not {mean!r}.")
 
 
-def prepare(config: dict) -> Run:
+def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cache_features) -> Run:
     """Returns the Run that the configuration describes: data read, images encoded, model built.
 
-    Prints to standard error what the reader mended or left out. Notebook 08, section 7.
+    `dataset` and `encode` stand in for the dataset that is named and for `cache_features`, as configs/cluster/shards.py
+    does. Prints to standard error what the reader mended or left out. Notebook 08, section 7.
     """
     from accelerate import PartialState
 
     check(config)
-    dataset = load_data(config["dataset"])
+    if dataset is None:
+        with PartialState().main_process_first():  # which fetches what the others then find
+            dataset = load_dataset(**config["dataset"])
     train, dev = dataset.references("train"), dataset.references("dev")
     if not train or not dev:
         raise CaptioningError(
             f"Training needs images in the splits train and dev; {dataset.name} has {dataset.splits()}."
         )
     encoder, kind = load_encoder(config["encoder"], pick_device()), config.get("features", "grid")
-    mirrored = (False, True) if config.get("flip") else (False,)
-    views = [features_of(encoder, dataset, kind, flip) for flip in mirrored]
+    paths = {image: dataset.path(image) for image in (*train, *dev)}
+    views = [encode(encoder, paths, kind)]
+    if config.get("flip"):
+        views.append(encode(encoder, paths, kind, flip=True))
     if PartialState().is_main_process:
         failed = getattr(views[0], "failed", {}).items()
         for line in (*dataset.notes, *(f"{shown(name)} is left out: {reason}" for name, reason in failed)):
@@ -283,34 +286,6 @@ def prepare(config: dict) -> Run:
         model = new_model(config, captions, views[0], list(train))
     folder = Path(config.get("output") or cache_dir() / "runs" / config["name"])
     return Run(model, train, dev, views, folder, config.get("seed", 0), made_from)
-
-
-def load_data(options: dict) -> Dataset:
-    """Returns the dataset that `options` name, "shards" included. In a launched job the first process fetches it.
-
-    Notebook 08, section 13.
-    """
-    from accelerate import PartialState
-
-    from configs.cluster.shards import read_shards
-
-    read = {"shards": read_shards}.get(options.get("name"), load_dataset)
-    rest = {key: value for key, value in options.items() if read is load_dataset or key != "name"}
-    with PartialState().main_process_first():
-        return read(**rest)
-
-
-def features_of(encoder, dataset: Dataset, kind: str, flip: bool = False):
-    """Returns the cached features of all images with a train or dev split, from files or from tar shards.
-
-    Notebook 08, section 13.
-    """
-    from configs.cluster.shards import shard_features
-
-    if hasattr(dataset, "shards"):
-        return shard_features(encoder, dataset, kind, flip=flip)
-    paths = {image: dataset.path(image) for split in ("train", "dev") for image in dataset.images(split)}
-    return cache_features(encoder, paths, kind, flip=flip)
 
 
 def new_model(config: dict, captions: list[str], features, images: list[str]) -> nn.Module:
@@ -365,46 +340,13 @@ def check_fit(config: dict, known: dict) -> None:
 
     Notebook 08, section 7.
     """
-    kind = known["encoder"]["kind"].removesuffix(MIRROR)
-    for what, wanted, given in (
-        ("the encoder", known["encoder"]["name"], config["encoder"]),
-        ("features of kind", kind, config.get("features", "grid")),
-    ):
-        if wanted != given:
-            raise CaptioningError(
-                f"{config['start_from']} was trained with {what} {wanted!r}, and the configuration asks for {given!r}. "
-                "Keep what the checkpoint knows; helpers.training.fine_tuning writes such a configuration."
-            )
-
-
-@torch.no_grad()
-def grow_vocabulary(model: nn.Module, captions: Iterable[str], min_count: int = 2, seed: int = 0) -> list[str]:
-    """Adds the words of `captions` that a CNN-LSTM lacks to its vocabulary and weights; returns them.
-
-    Words seen at least `min_count` times, most frequent first. A new word begins as a vector like the others, drawn
-    from their mean and deviation, and as likely as the average word. Known words keep their numbers, so everything that
-    the model has learned stays. Give it training captions alone. Notebook 08, section 6.
-    """
-    known: Vocabulary = model.tokenizer
-    counts = Counter(word for caption in captions for word in normalise(caption) if word not in known)
-    new = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
-    if not new:
-        return []
-    old_embed, old_output = model.embed, model.output
-    words = len(known) + len(new)
-    embed = nn.Embedding(words, old_embed.embedding_dim)
-    output = nn.Linear(old_output.in_features, words)
-    generator = torch.Generator().manual_seed(seed)
-    for grown, old in ((embed.weight, old_embed.weight), (output.weight, old_output.weight)):
-        old = old.cpu()
-        drawn = torch.randn((len(new), old.shape[1]), generator=generator)
-        grown.copy_(torch.cat([old, old[len(SPECIALS) :].mean(0) + drawn * old[len(SPECIALS) :].std(0)]))
-    bias = old_output.bias.cpu()
-    output.bias.copy_(torch.cat([bias, bias[len(SPECIALS) :].mean().expand(len(new))]))
-    model.embed, model.output = embed.to(old_embed.weight.device), output.to(old_output.weight.device)
-    model.config["vocabulary_size"] = words
-    model.tokenizer = Vocabulary([*known.words[len(SPECIALS) :], *new])
-    return new
+    wanted = {"encoder": known["encoder"]["name"], "features": known["encoder"]["kind"].removesuffix(MIRROR)}
+    given = {"encoder": config["encoder"], "features": config.get("features", "grid")}
+    if wanted != given:
+        raise CaptioningError(
+            f"{config['start_from']} was trained with {wanted}, and the configuration asks for {given}. Keep what the "
+            "checkpoint knows; helpers.training.fine_tuning writes such a configuration."
+        )
 
 
 @command

@@ -64,7 +64,7 @@ def encode(folder: str, photos: str, log: str) -> dict:
 
 FIRST = {
     "epochs": 4, "images_per_batch": 9, "captions_per_image": 2, "learning_rate": 0.01, "warmup_steps": 1,
-    "decoding": {"method": "greedy", "max_length": 10}, "average": 0.9, "scheduled_sampling": 0.2, "word_dropout": 0.1,
+    "decoding": {"method": "greedy", "max_length": 10}, "average": 0.9, "scheduled_sampling": 0.2,
 }  # fmt: skip
 SECOND = {**FIRST, "objective": "self_critical", "epochs": 2, "samples": 2, "learning_rate": 0.001, "average": 0.0}
 
@@ -79,7 +79,7 @@ def train(folder: str, log: str, mixed_precision: str = "no") -> dict:
         with open(log, "a") as file:
             file.write(f"{row['stage']}-{row['epoch']}\n")
 
-    run = small_run(Path(folder), "ShowAttendTell", dropout=0.3, recurrent_dropout=0.2)
+    run = small_run(Path(folder), "ShowAttendTell", dropout=0.3)
     accelerator = make_accelerator(mixed_precision)
     for number, stage in enumerate((FIRST, SECOND), 1):
         run_stage(run, stage, number, accelerator, note)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from helpers.captioner import Captioner, available
 from helpers.files import CaptioningError
-from helpers.loop import OVERFLOWS, load_state, make_accelerator
+from helpers.loop import load_state, make_accelerator
 from helpers.losses import CrossEntropy
 from helpers.training import run_stage
 from tests.toy_captioners import QUICK, small_model, small_run, world
@@ -125,7 +125,7 @@ def test_a_resumed_run_goes_on_with_the_same_scale(tmp_path) -> None:
 def test_endless_overflow_stops(tmp_path) -> None:
     run = small_run(tmp_path)
     overflowing(run, range(10**6))
-    with pytest.raises(CaptioningError, match=f"fp16 overflowed {OVERFLOWS + 1} times in a row"):
+    with pytest.raises(CaptioningError, match="The loss is a number, but its gradient is"):
         run_stage(run, {**QUICK, "epochs": 30}, accelerator=Half())
 
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from helpers.captioner import Captioner, load_checkpoint
+from helpers.cnn_lstm import grow_vocabulary
 from helpers.files import CaptioningError, read_json
-from helpers.training import check_fit, fine_tuning, grow_vocabulary, main, train
+from helpers.training import check_fit, fine_tuning, main, train
 
 WORDS = {"red": "a crimson xylograph panel", "green": "a verdant xylograph panel"}
 

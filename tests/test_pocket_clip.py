@@ -12,10 +12,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from helpers.clips import PocketCLIP, Pooling, load_pocket_clip, save_pocket_clip
+from helpers.datasets import load_dataset
 from helpers.encoders import load_encoder
 from helpers.features import cache_features
 from helpers.files import CHECKPOINTS, CaptioningError
-from helpers.pretraining import train
+from helpers.pretraining import dual_encoder, fine_tune, train
 from helpers.text import Vocabulary
 
 CAPTIONS = ["a dog runs on the grass", "two red boats", "a child with a ball in front of a house"]
@@ -126,22 +127,24 @@ def test_one_command_trains_and_saves(scenes, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("train_trunk", [False, True], ids=["frozen", "unfrozen"])
-def test_fine_tuning_on_a_dataset(folder, scenes, train_trunk, tmp_path) -> None:
-    config = {
-        "kind": "clip", "encoder": f"pocket-clip:{folder}", "train_trunk": train_trunk,
-        "dataset": {"name": "flickr8k", "data_dir": str(scenes)}, "output": str(tmp_path / "run"),
-        "training": {"epochs": 2, "images_per_batch": 16, "warmup_steps": 1},
-    }  # fmt: skip
-    rows = []
-    train(config, callback=rows.append)
-    before, first, last = rows
-    assert before["epoch"] == 0 and last["train_loss"] < first["train_loss"]
-    ways = {f"{way} R@{k}" for way in ("text-to-image", "image-to-text") for k in (1, 5, 10)}
-    assert ways <= before.keys() and ways <= last.keys()
-    old, new = load_encoder(f"pocket-clip:{folder}"), load_encoder(f"pocket-clip:{tmp_path / 'run' / 'model'}")
-    same = [torch.equal(a, b) for a, b in zip(old.model.trunk.parameters(), new.model.trunk.parameters(), strict=True)]
+def test_fine_tuning_trains_what_it_may(folder, scenes, train_trunk) -> None:
+    encoder, dataset = load_encoder(f"pocket-clip:{folder}"), load_dataset("flickr8k", scenes)
+    dual, kind = dual_encoder(encoder, train_trunk)
+    first, before = encoder.fingerprint, [parameter.clone() for parameter in dual.trunk.parameters()]
+    words = encoder.encode_text(CAPTIONS)
+    cached = cache_features(encoder, dataset, kind)
+    options = {"epochs": 2, "images_per_batch": 16, "warmup_steps": 1}
+    train, dev = dataset.references("train"), dataset.references("dev")
+    rows = fine_tune(dual, lambda names, chance: cached[names], train, dev, **options)
+    assert rows[1]["train_loss"] < rows[0]["train_loss"] and "text-to-image R@10" in rows[1]
+    same = [torch.equal(a, b) for a, b in zip(before, dual.trunk.parameters(), strict=True)]
     assert any(same) and all(same) != train_trunk  # the first half of the trunk is never trained
-    assert not torch.equal(old.encode_text(CAPTIONS), new.encode_text(CAPTIONS))
+    assert not torch.equal(words, encoder.encode_text(CAPTIONS)) and encoder.fingerprint != first
+
+
+def test_only_our_own_clip_is_tuned_here() -> None:
+    with pytest.raises(CaptioningError, match="efficientnet-lite0 cannot be tuned here"):
+        dual_encoder(load_encoder("efficientnet-lite0"))
 
 
 # --- The shipped checkpoint

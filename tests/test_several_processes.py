@@ -5,21 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import features as cache
-from helpers.features import cache_features
 from helpers.text import START, CaptionBatches
 from helpers.training import train
-from tests.test_features import Tiny, assert_right, encoded, fork, needs_fork, photos, small_blocks  # noqa: F401
 from tests.toy_captioners import features, vocabulary, world
 
 CONFIG = {
@@ -54,7 +49,6 @@ def launch(processes: int, *module: str, **env: str) -> subprocess.CompletedProc
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cache, "BLOCK", 256)  # as in the launched processes: batches of another size round otherwise
     monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "one"))
     rows = {}
     train({**CONFIG, "output": str(tmp_path / "one-run")})
@@ -79,7 +73,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
     (shared,) = (tmp_path / "two").rglob("done.json")  # the processes shared the work, and one array came out
     (alone,) = (tmp_path / "one" / "features").rglob("features.npy")
     assert np.allclose(np.load(alone), np.load(shared.parent / "features.npy"), atol=1e-2)
-    assert not (shared.parent / "blocks").exists()
     saved = {path.name for path in (tmp_path / "two-run").iterdir()}
     assert {"model.safetensors", "config.json", "vocabulary.json"} <= saved
 
@@ -93,42 +86,3 @@ def test_measuring_is_shared_without_overlap() -> None:
         for n in range(3)
     ]  # fmt: skip
     assert sorted(sum(parts, [])) == sorted(world("t")) and min(map(len, parts)) == 9
-
-
-@needs_fork
-@pytest.mark.parametrize("processes", [2, 7])
-def test_every_image_is_encoded_once_by_one_of_them(photos, tmp_path, processes) -> None:  # noqa: F811
-    log = tmp_path / "log"
-    names = list(photos)
-    photos[names[3]].write_bytes(b"no picture")
-    for name in names[16:24]:  # a whole block of bad ones
-        photos[name].write_bytes(b"")
-    work = [
-        fork(lambda n=n: cache_features(Tiny(log=log), photos, batch_size=3, process=(n, processes)))
-        for n in range(processes)
-    ]
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in work] == [0] * processes
-    assert encoded(log) == 31
-    encoder = Tiny()
-    found = cache_features(encoder, photos)
-    assert encoder.encoded == 0 and set(found.failed) == {names[3], *names[16:24]}
-    assert_right(found, {name: path for name, path in photos.items() if name not in found.failed})
-    (folder,) = (tmp_path / "cache" / "features").iterdir()
-    assert {path.name for path in folder.iterdir()} - {".lock"} == {"done.json", "features.npy"}
-    assert json.loads((folder / "done.json").read_text())["names"] == names
-
-
-@needs_fork
-def test_a_killed_job_goes_on_with_another_number_of_processes(photos, tmp_path) -> None:  # noqa: F811
-    log = tmp_path / "log"
-    blocks = lambda: list((tmp_path / "cache").rglob("blocks/*.json"))  # noqa: E731
-    child = fork(lambda: cache_features(Tiny(log=log, pause=0.05), photos, batch_size=2, process=(1, 2)))
-    while len(blocks()) < 1:
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    done = len(blocks())
-    before = encoded(log)
-    encoder = Tiny()
-    assert_right(cache_features(encoder, photos), photos)  # one process takes over what two had begun
-    assert encoder.encoded == 40 - 8 * done and before >= 8 * done

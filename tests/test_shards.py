@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -12,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.cluster.shards import members, read_shards, shard_features
+from configs.cluster.shards import main, members, read_shards, shard_features
 from helpers.datasets import load_dataset
 from helpers.features import cache_features
 from helpers.files import CaptioningError
-from helpers.training import load_data
 from tests.test_features import Tiny
 
 
@@ -58,10 +58,8 @@ def sharded(photos, tmp_path: Path, monkeypatch) -> Path:
 
 def test_members_and_table(photos, sharded) -> None:
     assert dict(member for shard in read_shards(sharded).shards for member in members(shard)) == photos
-    dataset = load_data({"name": "shards", "data_dir": str(sharded)})
+    dataset = read_shards(sharded)
     assert dataset.references()["3.png"] == ["A dog, number 3."] and len(dataset.images("dev")) == 4
-    with pytest.raises(CaptioningError, match="0.png lies in a tar shard"):
-        dataset.path("0.png")
 
 
 def test_streamed_features_are_those_of_the_files(photos, sharded, tmp_path) -> None:
@@ -104,6 +102,19 @@ def test_processes_share_the_shards(sharded, monkeypatch) -> None:
     if child == 0:
         os._exit(0 if counts == [(25, 10)] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and counts == [(25, 15)]
+
+
+def test_one_command_trains_on_shards(sharded, tmp_path) -> None:
+    config = {
+        "name": "sharded", "dataset": {"data_dir": str(sharded)}, "encoder": "efficientnet-lite0",
+        "features": "pooled", "vocabulary": {"min_count": 1}, "output": str(tmp_path / "run"),
+        "model": {"class": "ShowAndTell", "embedding": 8, "hidden": 8},
+        "stages": [{"epochs": 1, "decoding": {"method": "greedy", "max_length": 6}}],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(str(tmp_path / "config.json")) in (0, None)
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("line", ["pipe:touch", "https://a/$(id).tar"])

@@ -15,7 +15,7 @@ from helpers.files import CaptioningError
 from helpers.loop import Average, load_state, make_accelerator, parameter_groups, save_state
 from helpers.losses import CrossEntropy
 from helpers.metrics import evaluate
-from helpers.text import IGNORE, START, UNKNOWN, CaptionBatches
+from helpers.text import IGNORE, START, CaptionBatches
 from helpers.training import check, load_mean, run_stage, stage_settings
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
@@ -149,17 +149,6 @@ def test_scheduled_sampling_reads_the_models_own_words() -> None:
     assert torch.equal(mixed[:, 1:][~real], before[:, 1:][~real])
 
 
-def test_word_dropout_hides_words_but_never_the_start_or_a_label() -> None:
-    model, batch = Spy(), next(batches().epoch(0))
-    labels = batch.labels.clone()
-    CrossEntropy(word_dropout=1.0, unknown_id=UNKNOWN)(model, batch)
-    assert (model.read[0][:, 0] == START).all() and (model.read[0][:, 1:] == UNKNOWN).all()
-    assert torch.equal(batch.labels, labels)
-    model.eval()
-    CrossEntropy(word_dropout=1.0, unknown_id=UNKNOWN)(model, batch)
-    assert torch.equal(model.read[1], batch.inputs)
-
-
 LONGER = {**QUICK, "epochs": 8, "images_per_batch": 3, "learning_rate": 0.05}
 
 
@@ -279,9 +268,9 @@ def test_an_unknown_setting_is_named() -> None:
 # -- killed and resumed -------------------------------------------------------------------------------------------
 
 EVERYTHING = {
-    **QUICK, "epochs": 4, "average": 0.9, "scheduled_sampling": 0.2, "word_dropout": 0.1, "label_smoothing": 0.1,
+    **QUICK, "epochs": 4, "average": 0.9, "scheduled_sampling": 0.2, "label_smoothing": 0.1,
 }  # fmt: skip
-DROPOUT = {"dropout": 0.3, "recurrent_dropout": 0.2}
+DROPOUT = {"dropout": 0.3}
 
 
 class Killed(BaseException):

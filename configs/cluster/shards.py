@@ -1,6 +1,7 @@
 """Datasets too large for a disk: images stream from tar shards, with the usual table of captions in front.
 
     python -m configs.cluster.shards data/cc3m      # writes the table of shards that hold a .txt beside each image
+    accelerate launch -m configs.cluster.shards configs/cluster/clipcap-cc3m.json           # trains on them
 
 A folder of shards holds `captions.csv` (image, caption, split) and `*.tar`, or a file `shards.txt` that names one shard
 a line: a file, or an address that is read as it comes, so that nothing of it stays on the disk. An image's name is that
@@ -10,6 +11,7 @@ of its member in the tar. Every image goes through the encoder once; what stays 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -29,6 +31,7 @@ from helpers.encoders import encode_batches
 from helpers.features import Features
 from helpers.files import CaptioningError, atomic_write, cache_dir, command, read_json, write_json
 from helpers.images import SUFFIXES, shown
+from helpers.training import train
 
 TABLE, LIST = "captions.csv", "shards.txt"
 # webdataset hands addresses to a shell (curl), so they may hold nothing that a shell understands
@@ -40,10 +43,6 @@ class ShardedDataset(Dataset):
     """A dataset whose images lie in `shards`, paths or addresses of tar files; `table` is as in any other."""
 
     shards: list[str] = field(default_factory=list)
-
-    def path(self, image: str) -> Path:
-        """Raises CaptioningError: a streamed image has no file."""
-        raise CaptioningError(f"{shown(image)} lies in a tar shard and has no file of its own. Read its features.")
 
 
 def read_shards(data_dir: str | os.PathLike) -> ShardedDataset:
@@ -132,8 +131,18 @@ def _encoded(encoder, shard: str, kind: str, flip: bool, batch_size: int) -> tup
     return names, np.concatenate(parts) if parts else np.empty(0, np.float16), failed
 
 
-@command
-def main(folder: str) -> None:
+def train_on_shards(file: str) -> None:
+    """Trains as the configuration in `file` says, on the shards in its dataset's data_dir."""
+    config = read_json(file)
+    dataset = read_shards(config["dataset"]["data_dir"])
+
+    def encode(encoder, _, kind: str, flip: bool = False) -> Features:
+        return shard_features(encoder, dataset, kind, flip=flip)
+
+    train(config, lambda row: print(json.dumps(row), flush=True), dataset=dataset, encode=encode)
+
+
+def write_table(folder: str) -> None:
     """Writes the table of shards that hold `KEY.txt`, a caption, beside each image `KEY.jpg`, as img2dataset does."""
     rows = []
     for shard in shard_list(Path(folder)):
@@ -149,6 +158,12 @@ def main(folder: str) -> None:
     with atomic_write(Path(folder) / TABLE) as temporary:
         table.to_csv(temporary, columns=["image", "caption", "split"], index=False)
     print(f"{len(rows):,} captions")
+
+
+@command
+def main(place: str) -> None:
+    """Writes the table of a folder of shards, or trains as a configuration says."""
+    (train_on_shards if place.endswith(".json") else write_table)(place)
 
 
 if __name__ == "__main__":
