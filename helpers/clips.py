@@ -1,32 +1,27 @@
-"""CLIP models that others trained, behind the same door as our own: OpenAI's package and the Hugging Face hub.
+"""CLIPs: those that others trained, in the Hugging Face format, and our own small one, PocketCLIP.
 
 Shapes: B images, S pixels a side, N captions, R regions, D width of the image tower, E width of the joint space.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import (
-    CaptioningError,
-    load_weights,
-    read_json,
-    save_tensors,
-    sha256_file,
-    unknown_name,
-    write_json,
-)
+from helpers.files import CaptioningError, read_json, save_tensors, sha256_file, write_json
 from helpers.text import UNKNOWN, Vocabulary, pad
 from helpers.trunks import WIDTH, Encoder, LiteTrunk, weights_fingerprint
+
+OPENAI = {  # the names that OpenAI gave them -> where they are on the hub
+    "ViT-B/32": "openai/clip-vit-base-patch32", "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14", "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}  # fmt: skip
 
 
 def middle(image: Image.Image, longest: int = 16) -> Image.Image:
@@ -42,164 +37,36 @@ def middle(image: Image.Image, longest: int = 16) -> Image.Image:
 
 
 class ClipEncoder(Encoder):
-    """What both families share. Computes in fp32 on a CPU and in fp16 on a GPU; what comes out is float32.
+    """A CLIP (Radford et al. 2021) or SigLIP (Zhai et al. 2023) in the Hugging Face format.
 
     `grid`: the last layer's tokens [B, R, D]; `pooled`: the image vector as the model gives it [B, E] (what ClipCap
-    reads); `encode_image`: the same with length 1. Notebook 04, section 1.
+    reads); `encode_image`: the same with length 1. Computes in fp32 on a CPU and in fp16 on a GPU; what comes out is
+    float32. Notebook 04, section 1.
     """
 
-    resize, scale = "crop", 255.0
-
-    @property
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.module, extra=f"{self.name.partition(':')[0]} {self.size} clip")
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor on cosine similarities, the inverse of the temperature."""
-        return self.module.logit_scale.detach().float().exp().item()
-
-    # Each family has: trunk(pixels [B, 3, S, S]) -> the last layer [B, T, D], a class token, if any, and the R regions;
-    # head(what trunk returns) -> vectors [B, E]; text_vectors(captions) -> vectors [N, E], not normalised.
-
-    def grid(self, pixels: Tensor) -> Tensor:
-        return self.trunk(pixels)[:, -self.regions :].float()
-
-    def pooled(self, pixels: Tensor) -> Tensor:
-        return self.encode_image(pixels, normalise=False)
-
-    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
-        """Returns image vectors [B, E] of uint8 pixels [B, 3, S, S], of length 1 unless asked otherwise."""
-        vectors = self.head(self.trunk(pixels)).float()
-        return F.normalize(vectors, dim=-1) if normalise else vectors
-
-    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
-        """Returns caption vectors [N, E], of length 1 unless asked otherwise. What exceeds the context is cut off."""
-        captions = list(captions)
-        with torch.inference_mode():
-            pieces = [self.text_vectors(captions[i : i + 256]).float() for i in range(0, len(captions), 256)]
-        vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
-        return F.normalize(vectors, dim=-1) if normalise else vectors
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
-        x = pixels.to(self.device).float() / self.scale
-        return ((x - self.mean.to(self.device)) / self.deviation.to(self.device)).to(self.module.dtype)
-
-    def _ready(self, module: nn.Module, device: str) -> nn.Module:
-        self.device = torch.device(device)
-        return module.to(self.device).eval().requires_grad_(False)
-
-
-class OpenAIClipEncoder(ClipEncoder):
-    """A CLIP of OpenAI (Radford et al. 2021) through the package `clip`: its classes, download and preprocessing.
-
-    Notebook 04, section 1.
-    """
-
-    def __init__(self, name: str, device: str = "cpu", download_root: str | None = None):
-        """`name`: one of `clip.available_models()`, or the path of a file with weights. Raises CaptioningError else."""
-        from clip.clip import _transform
-        from clip.model import build_model
-
-        weights = load_weights(_weights_file(name, download_root))
-        # A script's masks are in the archive, though they are no weights; build_model knows only of the other three.
-        weights = {key: value for key, value in weights.items() if not key.endswith(".attn_mask")}
-        try:
-            model = build_model(weights)  # fp16
-        except (KeyError, IndexError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-            raise CaptioningError(f"{name} does not hold the weights of an OpenAI CLIP: {str(error)[:200]}.") from error
-        self.name, self.size = f"clip:{name}", model.visual.input_resolution
-        self.module = self._ready(model.float() if torch.device(device).type == "cpu" else model, device)
-        *self.steps, _, normalise = _transform(self.size).transforms  # resize, crop, RGB | to tensor, normalise
-        self.interpolation = self.steps[0].interpolation.value
-        self.mean, self.deviation = (torch.tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
-        visual = self.module.visual
-        self.joint = visual.output_dim
-        if hasattr(visual, "attnpool"):
-            self.width, self.regions = visual.attnpool.k_proj.in_features, (self.size // 32) ** 2
-            # The same modules without the pooling at their end. A shallow copy shares every weight.
-            self.body = copy.copy(visual)
-            self.body._modules = {**visual._modules, "attnpool": nn.Identity()}
-        else:
-            self.width, self.regions = visual.proj.shape[0], visual.positional_embedding.shape[0] - 1
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """Returns uint8 pixels [3, S, S]: the shorter side scaled to S, the middle cut out, as CLIP was trained."""
-        image = middle(image)
-        for step in self.steps:
-            image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-    def trunk(self, pixels: Tensor) -> Tensor:
-        x = self.normalised(pixels)
-        visual = self.module.visual
-        if hasattr(visual, "attnpool"):
-            return self.body(x).flatten(2).transpose(1, 2)  # [B, D, S/32, S/32] -> [B, R, D]
-        x = visual.conv1(x).flatten(2).transpose(1, 2)  # [B, R, D]
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = visual.ln_pre(torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype))  # [B, 1 + R, D]
-        return visual.ln_post(visual.transformer(x.transpose(0, 1)).transpose(0, 1))
-
-    def head(self, tokens: Tensor) -> Tensor:
-        visual = self.module.visual
-        if not hasattr(visual, "attnpool"):
-            return tokens[:, 0] @ visual.proj
-        side = self.size // 32
-        return visual.attnpool(tokens.transpose(1, 2).unflatten(2, (side, side)))
-
-    def text_vectors(self, captions: Sequence[str]) -> Tensor:
-        import clip
-
-        tokens = clip.tokenize(list(captions), context_length=self.module.context_length, truncate=True)
-        return self.module.encode_text(tokens.to(self.device))
-
-
-def _weights_file(name: str, download_root: str | None) -> str:
-    """Returns the path of a model's weights, downloaded by the package where they are not there yet."""
-    from clip.clip import _MODELS, _download
-
-    if name not in _MODELS:
-        if Path(name).is_file():
-            return name
-        raise unknown_name("CLIP model", name, [*_MODELS, "the path of a .pt or .safetensors file"])
-    root = Path(download_root or Path.home() / ".cache" / "clip")
-    try:
-        return _download(_MODELS[name], str(root))  # checks the SHA-256
-    except (OSError, RuntimeError, TypeError) as error:
-        raise CaptioningError(
-            f"The weights of CLIP {name} could not be downloaded ({error}). Check the connection; or fetch "
-            f"{_MODELS[name]} on another machine and put it into {root}; or use pocket-clip, which needs no download."
-        ) from error
-
-
-class HuggingFaceClipEncoder(ClipEncoder):
-    """A CLIP or SigLIP (Zhai et al. 2023) in the Hugging Face format: a name on the hub or a local folder.
-
-    Notebook 04, section 1.
-    """
+    scale = 255.0
 
     def __init__(self, name: str, device: str = "cpu"):
+        """`name`: one of OPENAI, another on the hub, or a local folder. Raises CaptioningError when it cannot be had."""
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
         number = torch.float32 if torch.device(device).type == "cpu" else torch.float16
-        if name.startswith(("/", "./", "../", "~")):
-            name = str(Path(name).expanduser())
-            if not Path(name).is_dir():
-                raise CaptioningError(f"There is no folder {name} with a CLIP model. Check the spelling.")
+        source = OPENAI.get(name, name)
         try:
-            kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+            kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
             if kind not in ("clip", "siglip"):
                 raise CaptioningError(f"{name} is a model of the kind {kind!r}. Expected a CLIP or a SigLIP.")
-            model = AutoModel.from_pretrained(name, dtype=number, trust_remote_code=False)
-            self.processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModel.from_pretrained(source, dtype=number, trust_remote_code=False)
+            self.processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CaptioningError(
-                f"The model {name!r} could not be loaded: {str(error).strip()[:300]} Check name and connection; or "
-                "give the folder of a model saved with save_pretrained (model, tokenizer and image processor)."
+                f"The CLIP {name!r} could not be loaded: {str(error).strip()[:300]} Names: {', '.join(OPENAI)}, any "
+                "CLIP or SigLIP of the Hugging Face hub, or the folder of one. Check the connection; pocket-clip needs "
+                "none."
             ) from error
-        self.name, self.kind = f"hf-clip:{name}", kind
+        self.name, self.kind, self.device = f"clip:{name}", kind, torch.device(device)
+        self.module = model.to(self.device).eval().requires_grad_(False)
         vision = model.config.vision_config
         self.size, self.width = vision.image_size, vision.hidden_size
         self.regions = (vision.image_size // vision.patch_size) ** 2
@@ -208,7 +75,12 @@ class HuggingFaceClipEncoder(ClipEncoder):
         self.deviation = torch.tensor(self.processor.image_std).view(3, 1, 1)
         self.interpolation = Image.Resampling(self.processor.resample).name.lower()
         self.resize = "crop" if getattr(self.processor, "do_center_crop", False) else "squeeze"
-        self.module = self._ready(model, device)
+        self.fingerprint = weights_fingerprint(self.module, extra=f"clip {self.size}")
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosine similarities, the inverse of the temperature."""
+        return self.module.logit_scale.detach().float().exp().item()
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] by the model's own resizing and cropping."""
@@ -216,24 +88,42 @@ class HuggingFaceClipEncoder(ClipEncoder):
         out = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return out["pixel_values"][0].round().clamp(0, 255).to(torch.uint8)
 
-    def trunk(self, pixels: Tensor) -> Tensor:
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
+        x = pixels.to(self.device).float() / self.scale
+        return ((x - self.mean.to(self.device)) / self.deviation.to(self.device)).to(self.module.dtype)
+
+    def grid(self, pixels: Tensor) -> Tensor:
         tower = self.module.vision_model
         tokens = tower(pixel_values=self.normalised(pixels)).last_hidden_state
-        return tokens if self.kind == "siglip" else tower.post_layernorm(tokens)  # SigLIP: [B, R, D], normed already
+        tokens = tokens if self.kind == "siglip" else tower.post_layernorm(tokens)  # SigLIP's are normed already
+        return tokens[:, -self.regions :].float()  # without CLIP's class token
 
-    def head(self, tokens: Tensor) -> Tensor:
-        if self.kind == "siglip":
-            return self.module.vision_model.head(tokens)
-        return self.module.visual_projection(tokens[:, 0])
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.encode_image(pixels, normalise=False)
 
-    def text_vectors(self, captions: Sequence[str]) -> Tensor:
+    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
+        """Returns image vectors [B, E] of uint8 pixels [B, 3, S, S], of length 1 unless asked otherwise."""
+        out = self.module.get_image_features(pixel_values=self.normalised(pixels))
+        vectors = (out if isinstance(out, Tensor) else out.pooler_output).float()
+        return F.normalize(vectors, dim=-1) if normalise else vectors
+
+    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
+        """Returns caption vectors [N, E], of length 1 unless asked otherwise. What exceeds the context is cut off."""
+        captions = list(captions)
+        with torch.inference_mode():
+            pieces = [self._text_vectors(captions[i : i + 256]) for i in range(0, len(captions), 256)]
+        vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
+        return F.normalize(vectors, dim=-1) if normalise else vectors
+
+    def _text_vectors(self, captions: list[str]) -> Tensor:
         length = self.module.config.text_config.max_position_embeddings
         siglip = self.kind == "siglip"  # was trained on padded text without a mask
         options = {"truncation": True, "max_length": length, "padding": "max_length" if siglip else True}
-        tokens = self.tokenizer(list(captions), return_tensors="pt", **options)
+        tokens = self.tokenizer(captions, return_tensors="pt", **options)
         names = ["input_ids"] if siglip else ["input_ids", "attention_mask"]
         out = self.module.get_text_features(**{n: tokens[n].to(self.device) for n in names})
-        return out if isinstance(out, Tensor) else out.pooler_output
+        return (out if isinstance(out, Tensor) else out.pooler_output).float()
 
 
 class Pooling(nn.Module):

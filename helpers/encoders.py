@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.clips import HuggingFaceClipEncoder, OpenAIClipEncoder, load_pocket_clip
+from helpers.clips import ClipEncoder, load_pocket_clip
 from helpers.files import CHECKPOINTS, CaptioningError, unknown_name
 from helpers.images import open_image
 from helpers.trunks import WIDTH, Encoder, TrunkEncoder, imagenet_head, lite_trunk, weights_fingerprint
@@ -118,8 +118,8 @@ def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:
     """Returns the encoder called `name`, ready on `device`.
 
     Names: efficientnet-lite0, -lite1, -lite2 (weights by pip); pocket-clip (shipped); resnet50, vgg16 (torchvision
-    downloads); clip:ViT-B/32 and every other name of OpenAI's package; hf-clip:NAME, a CLIP or SigLIP of the
-    Hugging Face hub or a local folder. Raises CaptioningError on another name, or when weights cannot be had.
+    downloads); clip:ViT-B/32 and the others of `clips.OPENAI`; clip:NAME, any CLIP or SigLIP of the Hugging Face hub,
+    or a local folder. Raises CaptioningError on another name, or when weights cannot be had.
     Notebook 01, section 8.
     """
     if name.startswith("efficientnet-lite") and name[17:] in {"0", "1", "2"}:
@@ -127,12 +127,11 @@ def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:
     if name in ("resnet50", "vgg16"):
         return TorchvisionEncoder(name, device, **options)
     if name.startswith(("clip:", "hf-clip:")):
-        family, _, model = name.partition(":")
-        return {"clip": OpenAIClipEncoder, "hf-clip": HuggingFaceClipEncoder}[family](model, device, **options)
+        return ClipEncoder(name.partition(":")[2], device, **options)
     if name == "pocket-clip" or name.startswith("pocket-clip:"):
         return PocketClipEncoder(name.partition(":")[2] or None, device, **options)
     known = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet50", "vgg16", "pocket-clip"]
-    raise unknown_name("encoder", name, [*known, "clip:ViT-B/32", "hf-clip:NAME"])
+    raise unknown_name("encoder", name, [*known, "clip:ViT-B/32", "clip:NAME"])
 
 
 THREADS = 4  # that read photos ahead of the network

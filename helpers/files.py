@@ -13,8 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,8 +195,8 @@ def sha256_file(path: str | Path) -> str:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a `.pt`, `.pth`, `.bin` or `.safetensors` file by name, on the CPU.
 
-    Raises CaptioningError when the file is missing, is something else, or holds more than tensors and plain containers:
-    it could run a program. Notebook 04, section 1.
+    Reads a state dict or `{"state_dict": …}`. Raises CaptioningError when the file is missing,
+    is something else, or holds more than tensors and plain containers: it could run a program. Notebook 04, section 1.
     """
     import torch
     from safetensors.torch import load_file
@@ -213,9 +211,6 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            with warnings.catch_warnings(action="ignore"):  # the format is old, and OpenAI publishes its CLIPs in it
-                return dict(torch.jit.load(path, map_location="cpu").state_dict())
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CaptioningError(
