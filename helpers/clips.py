@@ -47,7 +47,7 @@ class ClipEncoder(Encoder):
     scale = 255.0
 
     def __init__(self, name: str, device: str = "cpu"):
-        """`name`: one of OPENAI, another on the hub, or a local folder. Raises CaptioningError when it cannot be had."""
+        """`name`: one of OPENAI, another on the hub, or a local folder. Raises CaptioningError when it is not there."""
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
         number = torch.float32 if torch.device(device).type == "cpu" else torch.float16

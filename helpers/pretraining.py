@@ -317,7 +317,7 @@ def train(config: dict | str | Path, callback: Callable[[dict], None] = print, r
 @command
 def main(arguments: list[str] | None = None) -> None:
     """Pretrains as a configuration says. Notebook 04, section 8."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.pretraining", description="Make a PocketCLIP or a PocketGPT2.")
+    parser = argparse.ArgumentParser(prog="python -m helpers.pretraining")
     parser.add_argument("config", help="a JSON configuration")
     parser.add_argument("--restart", action="store_true", help="begin anew where an earlier run would go on")
     options = parser.parse_args(arguments)

@@ -2,7 +2,8 @@
 
 The authors (github.com/rmokady/CLIP_prefix_caption, Mokady et al. 2021) published two captioners trained on COCO:
 `coco_weights.pt`, an MLP mapper with its own tuned GPT-2 (CLIP ViT-B/32, 512 numbers an image), and
-`transformer_weights.pt`, a transformer mapper before GPT-2 as it was (CLIP RN50x4, 640 numbers an image).
+`transformer_weights.pt`, a transformer mapper before GPT-2 as it was (CLIP RN50x4, 640 numbers an image; that CLIP has
+to be given, since the Hugging Face hub does not have it in the format of transformers).
 
 Shapes: D feature width, P prefix length, W width of the language model.
 """
@@ -24,7 +25,7 @@ from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.encoders import load_encoder  # noqa: E402
 from helpers.files import CaptioningError, command, load_weights  # noqa: E402
 
-ENCODERS = {512: "clip:ViT-B/32", 640: "clip:RN50x4"}  # by D
+ENCODERS = {512: "clip:ViT-B/32"}  # by D
 # The official scripts divide the transformer's image vector by its length, and give the MLP the vector as CLIP made it.
 FEATURES = {"mlp": "pooled", "transformer": "embedding"}
 END = "."  # the recipe trained no end-of-sequence; its decoding stops at the full stop that ends COCO's captions
@@ -49,7 +50,7 @@ def convert(
     encoder = encoder or ENCODERS.get(width)
     if encoder is None:
         raise CaptioningError(
-            f"{path} reads {width} numbers an image, and no official ClipCap does; name the CLIP, as in clip:ViT-L/14."
+            f"{path} reads {width} numbers an image, and the CLIP of the official MLP gives 512; name its CLIP."
         )
     kind, clip = features or FEATURES[mapper], load_encoder(encoder)
     given = clip.features(clip.prepare(Image.new("RGB", (32, 32)))[None], kind).shape[-1]
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("weights", help="coco_weights.pt or transformer_weights.pt")
     parser.add_argument("folder", help="the checkpoint to write")
     parser.add_argument("--name", help="of the captioner; the folder's by default")
-    parser.add_argument("--encoder", help="the CLIP it was trained with, if not clip:ViT-B/32 (MLP) or clip:RN50x4")
+    parser.add_argument("--encoder", help="the CLIP it was trained with, if it is not clip:ViT-B/32")
     parser.add_argument("--features", choices=["pooled", "embedding"], help="the image vector as it is, or of length 1")
     parser.add_argument("--language_model", default="gpt2", help="name or folder (default: gpt2)")
     options = vars(parser.parse_args(arguments))

@@ -17,10 +17,10 @@ from helpers.files import CaptioningError
 from helpers.language_models import load_language_model
 from helpers.text import pad
 from scripts.convert_clipcap import DECODING, convert, main, read_model
-from tests.tiny_clips import save_openai
+from tests.tiny_clips import save_clip
 from tests.toy_language_models import save_family
 
-D, W, HEADS, LAYERS = 32, 16, 8, 2  # D: the small CLIP's joint width; W: the small GPT-2's
+D, W, HEADS, LAYERS = 16, 16, 8, 2  # D: the small CLIP's joint width; W: the small GPT-2's
 LENGTH = {"mlp": 4, "transformer": 5}
 SPREAD = 3
 
@@ -92,7 +92,7 @@ def gpt2(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> str:
-    return f"clip:{save_openai('ViT', tmp_path_factory.mktemp('clip') / 'clip.pt')}"
+    return f"clip:{save_clip('clip', tmp_path_factory.mktemp('clip'))}"
 
 
 def save_official(path: Path, variant: str, gpt2: Path) -> nn.Module:
@@ -169,9 +169,9 @@ def test_what_is_no_clipcap_is_refused(gpt2: Path, clip: str, tmp_path: Path) ->
         torch.save(weights, tmp_path / "bad.pt")
         with pytest.raises(CaptioningError, match=message):
             read_model(tmp_path / "bad.pt", str(gpt2))
-    with pytest.raises(CaptioningError, match="reads 32 numbers"):
+    with pytest.raises(CaptioningError, match="reads 16 numbers"):
         convert(tmp_path / "weights.pt", tmp_path / "out", language_model=str(gpt2))
-    with pytest.raises(CaptioningError, match="reads 32 numbers an image, and efficientnet-lite0 gives 1280"):
+    with pytest.raises(CaptioningError, match="reads 16 numbers an image, and efficientnet-lite0 gives 1280"):
         convert(
             tmp_path / "weights.pt", tmp_path / "out", encoder="efficientnet-lite0", features="pooled",
             language_model=str(gpt2),

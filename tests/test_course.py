@@ -18,7 +18,7 @@ import pytest
 import bootstrap_cell
 import course
 from bootstrap_cell import cell, facts, normal, stamp
-from notebook_tools import execute, find_notebooks
+from notebook_tools import find_notebooks
 from tests.test_requirements import imported
 
 ADDRESS, RELEASE = facts()
@@ -155,14 +155,6 @@ def test_each_place_without_torch_has_its_line(without, monkeypatch, place: str)
     without("torch", "nltk")
     with pytest.raises(course.NotReady, match=r"lacks torch\. " + course.PLACES.get(place, "Type `make lab`")[:12]):
         course.prepare()
-
-
-def test_another_clip_is_one_line_in_the_notebook(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "clip.py").write_text("")
-    code = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]\nimport course\ncourse.prepare()"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "book.ipynb")
-    (line,) = execute(tmp_path / "book.ipynb")[0].cells[0].outputs[0].traceback
-    assert re.fullmatch(r"Another package named clip is installed\. Type: .*", line)
 
 
 def test_an_archive_on_drive_is_unpacked_once(tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from helpers.captioner import Captioner
 from helpers.files import ROOT, read_json, write_json
 from helpers.training import check, main, stage_settings
-from tests.tiny_clips import save_openai
+from tests.tiny_clips import save_clip
 from tests.toy_language_models import save_family
 
 CONFIGS = sorted((ROOT / "configs").glob("clipcap-*.json"))
@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
         split = "dev" if number % 2 else "train"
         lines += [f"{name},{text},{split}" for text in (f"A {colour} {shape}.", f"The {shape} is {colour}.")]
     (place / "photos" / "captions.csv").write_text("\n".join(lines))
-    save_openai("ViT", place / "clip.pt")
+    save_clip("clip", place / "clip")
     save_family(place / "gpt2")
     return place
 
@@ -49,7 +49,7 @@ def test_the_same_lines_train_small_models_of_the_same_classes(path: Path, place
     config = read_json(path)
     config |= {
         "dataset": {"name": "folder", "data_dir": str(place / "photos")},
-        "encoder": f"clip:{place / 'clip.pt'}",
+        "encoder": f"clip:{place / 'clip'}",
         "output": str(tmp_path / "run"),
         "mixed_precision": "no",
     }

@@ -1,4 +1,4 @@
-"""Small CLIPs of other people's classes, saved as they save them: they stand in for weights that must be downloaded."""
+"""Small CLIPs of transformers' classes: they stand in for weights that must be downloaded."""
 
 from __future__ import annotations
 
@@ -9,24 +9,7 @@ import torch
 WORDS = ["<pad>", "<unk>", "a", "dog", "two", "children", "boat", "<end>"]
 
 
-def save_openai(kind: str, path: Path, archive: bool = False) -> Path:
-    """Writes a small CLIP of OpenAI's class, `kind` ViT or RN: a state dict, or a TorchScript archive like OpenAI's."""
-    from clip.model import CLIP
-
-    torch.manual_seed(0)
-    vision = (2, 128, 16) if kind == "ViT" else ((1, 1, 1, 1), 8, None)  # layers, width, patch
-    model = CLIP(32, 64, *vision, 77, 49408, 64, 1, 2).eval()
-    if archive:
-        import clip
-
-        example = (torch.rand(1, 3, 64, 64), clip.tokenize(["a dog"]))
-        torch.jit.save(torch.jit.trace(model, example, check_trace=False), path)
-    else:
-        torch.save(model.state_dict(), path)
-    return path
-
-
-def save_hugging_face(kind: str, folder: Path) -> Path:
+def save_clip(kind: str, folder: Path) -> Path:
     """Writes a small CLIP or SigLIP, `kind` clip or siglip, with `save_pretrained`; its tokenizer knows WORDS alone."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
