@@ -61,7 +61,7 @@ class ClipEncoder(Encoder):
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CaptioningError(
-                f"The CLIP {name!r} could not be loaded: {str(error).strip()[:300]} Names: {', '.join(OPENAI)}, any "
+                f"The CLIP {source!r} could not be loaded: {str(error).strip()[:300]} Names: {', '.join(OPENAI)}, any "
                 "CLIP or SigLIP of the Hugging Face hub, or the folder of one. Check the connection; pocket-clip needs "
                 "none."
             ) from error

@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.clips import ClipEncoder, load_pocket_clip
@@ -76,61 +75,20 @@ class PocketClipEncoder(TrunkEncoder):
         return F.normalize(vectors, dim=-1) if normalise else vectors
 
 
-class TorchvisionEncoder(Encoder):
-    """ResNet-50 or VGG16 with the ImageNet weights that torchvision downloads; their last convolution is the grid.
-
-    Notebook 02, section 2.
-    """
-
-    scale, mean, deviation = 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-    def __init__(self, name: str, device: str = "cpu", size: int = 224, pretrained: bool = True):
-        import torchvision.models as zoo
-
-        with torch.device("meta" if pretrained else "cpu"):  # no time for random weights that are replaced at once
-            net = zoo.get_model(name, weights=None)
-        try:
-            if pretrained:  # fetched apart from the model, since the model would unpickle whatever is in the file
-                weights = zoo.get_model_weights(name).DEFAULT
-                state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-                net.load_state_dict(state, assign=True)
-        except (OSError, RuntimeError, UnpicklingError) as error:
-            raise CaptioningError(
-                f"torchvision could not load the weights of {name}: {str(error)[:200]}. Check the connection, "
-                "put the file into TORCH_HOME/hub/checkpoints by hand, or use efficientnet-lite2, whose weights come "
-                "with pip."
-            ) from error
-        self.module = (net.features if name.startswith("vgg") else nn.Sequential(*list(net.children())[:-2])).eval()
-        self.name, self.size, self.device = name, size, torch.device(device)
-        self.width, self.regions = (512 if name.startswith("vgg") else 2048), (size // 32) ** 2
-        self.module.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
-        self.fingerprint = weights_fingerprint(self.module, extra=f"{name} {size}")
-
-    def grid(self, pixels: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        deviation = torch.tensor(self.deviation, device=pixels.device).view(3, 1, 1)
-        x = ((pixels / self.scale - mean) / deviation).contiguous(memory_format=torch.channels_last)
-        with self.autocast():
-            return self.module(x).flatten(2).transpose(1, 2)  # [B, D, S/32, S/32] -> [B, R, D]
-
-
 def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:
     """Returns the encoder called `name`, ready on `device`.
 
-    Names: efficientnet-lite0, -lite1, -lite2 (weights by pip); pocket-clip (shipped); resnet50, vgg16 (torchvision
-    downloads); clip:ViT-B/32 and the others of `clips.OPENAI`; clip:NAME, any CLIP or SigLIP of the Hugging Face hub,
-    or a local folder. Raises CaptioningError on another name, or when weights cannot be had.
-    Notebook 01, section 8.
+    Names: efficientnet-lite0, -lite1, -lite2 (weights by pip); pocket-clip (shipped); clip:ViT-B/32 and the others of
+    `clips.OPENAI`; clip:NAME, any CLIP or SigLIP of the Hugging Face hub, or a local folder. Raises CaptioningError on
+    another name, or when weights cannot be had. Notebook 01, section 8.
     """
     if name.startswith("efficientnet-lite") and name[17:] in {"0", "1", "2"}:
         return LiteEncoder(int(name[17:]), device, **options)
-    if name in ("resnet50", "vgg16"):
-        return TorchvisionEncoder(name, device, **options)
     if name.startswith(("clip:", "hf-clip:")):
         return ClipEncoder(name.partition(":")[2], device, **options)
     if name == "pocket-clip" or name.startswith("pocket-clip:"):
         return PocketClipEncoder(name.partition(":")[2] or None, device, **options)
-    known = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet50", "vgg16", "pocket-clip"]
+    known = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "pocket-clip"]
     raise unknown_name("encoder", name, [*known, "clip:ViT-B/32", "clip:NAME"])
 
 

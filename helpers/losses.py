@@ -215,24 +215,17 @@ def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor
 def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
 
-    images: [B, E], texts: [N, E], owner: [N]. What is exactly as near as the right one stands before it half of the
-    time, so that a model which maps everything to one point scores nothing. Notebook 04, section 7.
+    images: [B, E], texts: [N, E], owner: [N]. What is as near as the right one stands before it, so that a model which
+    maps everything to one point scores nothing. Notebook 04, section 7.
     """
     similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
-    right = similarity.gather(1, owner[:, None])  # [N, 1]
-    each = torch.arange(len(images), device=owner.device)
-    text_rank = _rank(similarity, right, owner[:, None] == each)  # [N] images before the right one
-    own = owner[None] == each[:, None]  # [B, N]
-    best = similarity.T.masked_fill(~own, -torch.inf).amax(1, keepdim=True)  # [B, 1]
-    image_rank = _rank(similarity.T, best, own)  # [B] captions before the best of its own
+    own = owner[:, None] == torch.arange(len(images), device=owner.device)  # [N, B]
+    right = similarity[own][:, None]  # [N, 1]
+    text_rank = (~(similarity < right) & ~own).sum(1)  # [N] images before the right one
+    best = similarity.masked_fill(~own, -torch.inf).amax(0)  # [B] the nearest of an image's own captions
+    image_rank = (~(similarity < best) & ~own).sum(0)  # [B] captions before it
     scores = {f"text-to-image R@{k}": (text_rank < k).float().mean().item() for k in at}
     return scores | {f"image-to-text R@{k}": (image_rank < k).float().mean().item() for k in at}
-
-
-def _rank(similarity: Tensor, right: Tensor, own: Tensor) -> Tensor:
-    """Returns how many of a row come before `right`; those as near (or not a number) count half, its own never."""
-    nearer, not_farther = similarity.gt(right), similarity.lt(right).logical_not()
-    return ((nearer & ~own).sum(1) + (not_farther & ~own).sum(1)) / 2
 
 
 def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
