@@ -45,7 +45,7 @@ class Program:
 # --- EfficientNet-Lite and torchvision
 
 
-def test_the_fast_trunk_computes_what_the_package_computes() -> None:
+def test_the_trunk_gives_the_features_of_the_package() -> None:
     from helpers.trunks import LiteTrunk, pretrained_weights
 
     for version in (0, 2):
