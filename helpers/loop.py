@@ -129,14 +129,12 @@ def fit(
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
             if accelerator.is_main_process:
-                save_state(last, model, optimizer, mean, state)
                 write_history(last.parent / "history.csv", [*earlier, *state["history"]])
+                save_state(last, model, optimizer, mean, state)
             accelerator.wait_for_everyone()
             if callback and accelerator.is_main_process:
                 callback(row)
         load_state(best, model)
-        if accelerator.is_main_process:  # once more, for a run that was killed between its last state and its history
-            write_history(last.parent / "history.csv", [*earlier, *state["history"]])
     return state["history"]
 
 
@@ -300,7 +298,7 @@ def save_state(path: Path, model: nn.Module, optimizer=None, average=None, state
 def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_from: dict | None = None) -> dict:
     """Reads what `save_state` wrote into the model (and the rest, where given). Returns the counters.
 
-    Raises CaptioningError when the file cannot be read, is another model's, or was not made from `made_from`.
+    Raises CaptioningError when the file cannot be read, or was not made from `made_from`.
     Notebook 02, section 9.
     """
     from safetensors import SafetensorError, safe_open
@@ -314,11 +312,6 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_
     if made_from is not None:
         _check_made_from(path, state.get("made_from", {}), made_from)
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    wrong = [name for name, value in weights.items() if shapes.get(name) != value.shape]
-    wrong += [name for name in unique_tensors(model) if name not in weights]
-    if wrong:
-        raise CaptioningError(f"{path} belongs to another model: {wrong[:3]} do not fit. Choose another output folder.")
     model.load_state_dict(weights, strict=False)
     if optimizer is not None:
         saved = optimizer.state_dict()

@@ -167,7 +167,7 @@ def fine_tune(
 ) -> list[dict]:
     """Trains `dual` with the contrastive loss and returns the history, a row an epoch with the recalls on dev.
 
-    `dual.trunk_parameters()` learn at `trunk_learning_rate`; frozen ones stay out. `inputs(names, chance)` gives what
+    `dual.trunk` learns at `trunk_learning_rate`; frozen ones stay out. `inputs(names, chance)` gives what
     `image_side` takes, augmented when `chance` is given. A `captioner` reading the same grid may be trained beside
     it, its word loss added with `caption_weight` (Yu et al. 2022, "CoCa"): the grid then learns words, not only which
     picture is which. settings: over FINE_TUNING and `loop.SETTINGS`. With a `folder` a killed run resumes. The last
@@ -177,7 +177,7 @@ def fine_tune(
     both = nn.ModuleDict({"dual": dual} | ({"captioner": captioner} if captioner is not None else {}))
     settings = {**FINE_TUNING, **settings}
     rate = settings.get("learning_rate", loop.SETTINGS["learning_rate"])
-    slower = dict.fromkeys(dual.trunk_parameters(), trunk_learning_rate / rate)
+    slower = dict.fromkeys(dual.trunk.parameters(), trunk_learning_rate / rate)
 
     def make(names: list[str], chance: random.Random) -> tuple[Tensor, list[str], Tensor]:
         groups = [chance.sample(train[name], min(captions_per_image, len(train[name]))) for name in names]

@@ -106,9 +106,6 @@ class Toy(nn.Module):
         self.trunk, self.head, self.words = nn.Linear(12, 12), nn.Linear(12, 8), nn.Embedding(12, 8)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
-    def trunk_parameters(self):
-        return self.trunk.parameters()
-
     def image_side(self, inputs):
         return self.head(self.trunk(inputs)), None
 
