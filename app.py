@@ -23,6 +23,7 @@ from generate_caption import decoding_options
 from helpers.captioner import Caption, Captioner, available
 from helpers.files import ROOT, CaptioningError, pick_device
 from helpers.images import open_image, shown
+from helpers.official import OFFICIAL
 
 PHOTOS = 20  # captioned at a time
 THUMB = 640  # pixels of the longer side of the copy that is shown
@@ -171,7 +172,7 @@ def main() -> None:
     st.title("Caption a photo", anchor=False)
     st.write(INTRODUCTION)
     items = choose()
-    model, given = settings([*own, *available()])
+    model, given = settings([*own, *available(), *OFFICIAL])
     if len(items) > PHOTOS:
         st.warning(f"The first {PHOTOS} of {len(items)} photos are captioned. Remove some to see the others.")
         items = dict(list(items.items())[:PHOTOS])

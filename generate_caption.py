@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image_path", nargs="+", required=True, metavar="PATH", help="photos, or folders of photos")
     p.add_argument("--json", action="store_true", help="print a JSON object a line, with alternatives")
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/ (default: the best one)")
+    which.add_argument("--model", metavar="NAME", help="in data/checkpoints/ (default: the best), or clipcap-coco")
     which.add_argument("--checkpoint", metavar="FOLDER", help="a captioner of your own: the folder that training wrote")
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     add_options(p, "Beam search unless --top_p, --top_k or --temperature asks for sampling.")

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     p.add_argument("--port", type=int, default=8000, help="default: 8000")
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="NAME", help="a captioner in data/checkpoints/ (default: the best one)")
+    which.add_argument("--model", metavar="NAME", help="in data/checkpoints/ (default: the best), or clipcap-coco")
     which.add_argument("--checkpoint", metavar="FOLDER", help="a captioner of your own")
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     return p

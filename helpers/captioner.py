@@ -28,6 +28,7 @@ from helpers.encoders import load_encoder
 from helpers.files import (
     CHECKPOINTS,
     CaptioningError,
+    cache_dir,
     pick_device,
     read_json,
     save_tensors,
@@ -37,6 +38,7 @@ from helpers.files import (
 )
 from helpers.images import list_images, open_image
 from helpers.loop import unique_tensors
+from helpers.official import OFFICIAL, fetch
 from helpers.text import Vocabulary
 from helpers.trunks import weights_fingerprint
 from ranking.hook import WEIGHTS, Judges
@@ -99,14 +101,21 @@ def available() -> list[str]:
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Returns the folder of a checkpoint, given a shipped name or a path. Notebook 00, section 3."""
+    """Returns the folder of a checkpoint, given a shipped name or a path; `official.OFFICIAL` are fetched on first use.
+
+    Notebook 00, section 3.
+    """
     shipped = CHECKPOINTS / str(name)
     folder = shipped if Path(str(name)).name == str(name) and shipped.is_dir() else Path(name)
+    if str(name) in OFFICIAL and not folder.exists():
+        folder = cache_dir() / "official" / str(name)
+        if not (folder / "config.json").is_file():
+            save_checkpoint(folder, *fetch(str(name)))
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
         raise CaptioningError(f"{folder} is no checkpoint: it has no config.json. Name a folder that training wrote.")
-    raise unknown_name("model", str(name), available())
+    raise unknown_name("model", str(name), [*available(), *OFFICIAL])
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: dict | None = None) -> Path:

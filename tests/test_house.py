@@ -11,7 +11,7 @@ LAYERS = (
     ("caption_files",),
     ("datasets", "clips", "cnn_lstm", "language_models", "decoding", "plots", "metrics"),
     ("encoders", "clipcap", "losses"),
-    ("features",),
+    ("features", "official"),
     ("captioner",),
     ("training", "pretraining", "evaluate"),
 )  # a file imports only from rows above its own, so there is no circle

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from helpers.captioner import Captioner, available
+from helpers.official import OFFICIAL
 from tests.nasty_images import bad_files, encode
 from tests.test_captioner import write
 
@@ -56,7 +57,7 @@ def test_an_empty_page_offers_every_way_in(page, samples, toy) -> None:
     assert captions(page) == [] and not page.error
     assert {f"pick-{path.stem}" for path in samples} == {b.key for b in page.button if str(b.key).startswith("pick-")}
     assert page.sidebar.selectbox[0].value == str(toy)
-    assert page.sidebar.selectbox[0].options == ["toy", *available()]
+    assert page.sidebar.selectbox[0].options == ["toy", *available(), *OFFICIAL]
 
 
 def test_a_clicked_sample_gets_the_caption_of_the_front_door(page, toy, samples) -> None:
