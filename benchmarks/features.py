@@ -23,8 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from helpers.encoders import load_encoder  # noqa: E402
-from helpers.features import cache_features  # noqa: E402
+from helpers.encoders import cache_features, load_encoder  # noqa: E402
 from helpers.images import open_image  # noqa: E402
 
 CAPTIONS = 5  # a photo, in Flickr8k and COCO

@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from helpers.captioner import Captioner
 from helpers.datasets import Dataset, load_dataset
-from helpers.encoders import Encoder
-from helpers.features import cache_features
+from helpers.encoders import Encoder, cache_features
 from helpers.files import CaptioningError, atomic_write, command, pick_device
 from helpers.metrics import METRICS, bootstrap, evaluate, score_images, table, tokenize
 from ranking.rerank import FROZEN_KIND

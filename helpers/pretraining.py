@@ -25,8 +25,7 @@ from helpers import loop
 from helpers.clips import PocketCLIP, save_pocket_clip
 from helpers.cnn_lstm import ShowAttendTell
 from helpers.datasets import Dataset, load_dataset
-from helpers.encoders import load_encoder
-from helpers.features import cache_features
+from helpers.encoders import cache_features, load_encoder
 from helpers.files import CaptioningError, cache_dir, command, read_json, unknown_name, write_json
 from helpers.language_models import CaptionTokenizer, new_pocket_gpt2, save_language_model
 from helpers.losses import CrossEntropy, contrastive_loss, measure

@@ -27,8 +27,7 @@ from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, s
 from helpers.cnn_lstm import grow_vocabulary
 from helpers.datasets import Dataset, load_dataset
 from helpers.decoding import decode
-from helpers.encoders import load_encoder
-from helpers.features import cache_features
+from helpers.encoders import cache_features, load_encoder
 from helpers.files import CaptioningError, atomic_write, cache_dir, command, pick_device, read_json, unknown_name
 from helpers.images import shown
 from helpers.losses import CrossEntropy, SelfCritical

@@ -214,8 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     import argparse
 
     from helpers.datasets import load_dataset
-    from helpers.encoders import load_encoder
-    from helpers.features import cache_features
+    from helpers.encoders import cache_features, load_encoder
     from ranking.rerank import FROZEN, FROZEN_KIND
 
     parser = argparse.ArgumentParser(

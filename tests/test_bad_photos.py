@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.datasets import dataset_report, read_folder
-from helpers.features import cache_features
+from helpers.encoders import cache_features
 from tests import nasty_images as nasty
 from tests.test_captioner import write
 from tests.test_features import Tiny

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from helpers.encoders import THREADS
-from helpers.features import cache_features
+from helpers.encoders import THREADS, cache_features
 from helpers.files import CaptioningError, read_json
 from helpers.trunks import Encoder
 

@@ -11,11 +11,11 @@ LAYERS = (
     ("caption_files",),
     ("datasets", "clips", "cnn_lstm", "language_models", "decoding", "plots", "metrics"),
     ("encoders", "clipcap", "losses"),
-    ("features", "official"),
+    ("official",),
     ("captioner",),
     ("training", "pretraining", "evaluate"),
 )  # a file imports only from rows above its own, so there is no circle
-LINES, LONGEST = 6_844, 435  # as things stand; the aim is 5,500 and 350: these may fall, and never rise
+LINES, LONGEST = 6_616, 375  # as things stand; the aim is 5,500 and 350: these may fall, and never rise
 FILES = sorted((Path(__file__).resolve().parent.parent / "helpers").glob("**/*.py"))
 
 

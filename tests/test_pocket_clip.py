@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from helpers.clips import PocketCLIP, Pooling, load_pocket_clip, save_pocket_clip
 from helpers.datasets import load_dataset
-from helpers.encoders import load_encoder
-from helpers.features import cache_features
+from helpers.encoders import cache_features, load_encoder
 from helpers.files import CHECKPOINTS, CaptioningError
 from helpers.pretraining import dual_encoder, fine_tune, train
 from helpers.text import Vocabulary

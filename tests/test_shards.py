@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs.cluster.shards import main, members, read_shards, shard_features
 from helpers.datasets import load_dataset
-from helpers.features import cache_features
+from helpers.encoders import cache_features
 from helpers.files import CaptioningError
 from tests.test_features import Tiny
 

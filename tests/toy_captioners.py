@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from helpers.cnn_lstm import ShowAndTell, ShowAttendTell
-from helpers.features import Features
+from helpers.encoders import Features
 from helpers.text import Vocabulary
 from helpers.training import Run
 

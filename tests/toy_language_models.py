@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers.clipcap import ClipCap
-from helpers.features import Features
+from helpers.encoders import Features
 from helpers.language_models import CaptionTokenizer, new_pocket_gpt2, save_language_model
 from helpers.training import Run
 from tests.toy_captioners import MEANINGS, WIDTH, features, world

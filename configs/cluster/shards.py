@@ -27,8 +27,7 @@ import pandas as pd
 from webdataset.tariterators import tar_file_expander, url_opener
 
 from helpers.datasets import Dataset, split_by_image
-from helpers.encoders import encode_batches
-from helpers.features import Features
+from helpers.encoders import Features, encode_batches
 from helpers.files import CaptioningError, atomic_write, cache_dir, command, read_json, write_json
 from helpers.images import SUFFIXES, shown
 from helpers.training import train
