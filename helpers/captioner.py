@@ -49,7 +49,6 @@ FORMAT = 1
 ENTRIES = {"format": int, "name": str, "class": str, "tokenizer": str}  # of config.json, and of what type
 ENTRIES |= {"options": dict, "encoder": dict, "decoding": dict, "sha256": dict}
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
-FILES = ["config.json", "model.safetensors", *TOKENIZERS, "training.json", "README.md"]  # that go to the hub
 SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "constraint"}
 PATHS = (str, os.PathLike)
 
@@ -73,21 +72,16 @@ def check(folder: Path, config: object) -> dict:
 
     Raises CaptioningError when an entry is missing, of another type or not known. Notebook 00, section 3.
     """
-    place = folder / "config.json"
     config = {"name": folder.name, "decoding": {}, **config} if isinstance(config, dict) else {}
-    for name, kind in ENTRIES.items():
-        if name not in config:
-            raise _refusal(place, f"lacks entries of a checkpoint's configuration, among them {name!r}")
-        if type(config[name]) is not kind:
-            raise _refusal(place, f"is damaged: {name!r} should be of the type {kind.__name__}")
+    wrong = [name for name, kind in ENTRIES.items() if type(config.get(name)) is not kind]
+    if not wrong and config["tokenizer"] not in TOKENIZERS:
+        wrong.append("tokenizer")
+    if not wrong and not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
+        wrong.append("encoder")
+    if wrong:
+        raise _refusal(folder / "config.json", f"is not as training writes it: see {', '.join(wrong)}")
     if config["format"] != FORMAT:
         raise _refusal(folder, f"has format {config['format']}, and this version reads format {FORMAT}")
-    if config["class"] not in CLASSES:
-        raise unknown_name("model class", config["class"], CLASSES)
-    if config["tokenizer"] not in TOKENIZERS:
-        raise _refusal(place, f"is damaged: 'tokenizer' must be {' or '.join(TOKENIZERS)}")
-    if not all(isinstance(config["encoder"].get(name), str) for name in ("name", "kind", "fingerprint")):
-        raise _refusal(place, "is damaged: 'encoder' should have a name, a kind and a fingerprint, all of them text")
     for name in config["decoding"]:
         if name not in SETTINGS:
             raise unknown_name("decoding setting", name, SETTINGS)
@@ -190,35 +184,6 @@ def _encoder_of(config: dict, device: str):
             f"in another way: {other}, here { ({name: here[name] for name in other}) }. Fetch both again."
         )
     return encoder
-
-
-def push_to_hub(checkpoint: str | Path, repository: str, private: bool = True) -> str:
-    """Uploads a checkpoint to the Hugging Face repository USER/NAME; returns the commit's identity. Raises
-    CaptioningError when the checkpoint is not whole, or with the hub's reason. Notebook 08, section 11."""
-    folder = checkpoint_folder(checkpoint)
-    load_checkpoint(folder)
-    _call_hub("create_repo", repo_id=repository, private=private, exist_ok=True)
-    return _call_hub("upload_folder", repo_id=repository, folder_path=folder, allow_patterns=FILES).oid
-
-
-def pull_from_hub(repository: str, revision: str | None = None) -> Path:
-    """Returns the folder, in the hub's own cache, of the captioner in USER/NAME: `Captioner.load(pull_from_hub(...))`.
-    `revision`: a branch, tag or commit. Raises CaptioningError with the hub's reason. Notebook 08, section 11."""
-    return Path(_call_hub("snapshot_download", repo_id=repository, revision=revision, allow_patterns=FILES))
-
-
-def _call_hub(action: str, **arguments):
-    """Calls a method of the hub's client. HF_ENDPOINT names another hub, HF_TOKEN the key to it."""
-    from huggingface_hub import HfApi
-
-    try:
-        return getattr(HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None), action)(**arguments)
-    except Exception as error:  # the hub's own errors, and those of whatever HTTP library its client is built on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CaptioningError(
-            f"The hub refused {action.replace('_', ' ')} of {arguments['repo_id']}: {reason} Check the name, which "
-            "reads USER/NAME, the token (`hf auth login`), and that HF_HUB_OFFLINE is not set."
-        ) from error
 
 
 @dataclass

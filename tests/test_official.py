@@ -134,9 +134,9 @@ def test_the_command_converts_a_file_of_ones_own(hub: Path, tmp_path: Path) -> N
     assert config["name"] == "mine" and config["encoder"]["kind"] == "pooled"
     captioner, photo = Captioner.load(tmp_path / "mine"), Image.radial_gradient("L").convert("RGB")
     vector = load_encoder(encoder).encode([photo], "pooled")
-    with torch.no_grad():
+    with torch.inference_mode():
         expected = official(hub / GPT2)(vector, torch.zeros(1, 0, dtype=torch.long))[0, -1].log_softmax(-1)
-    first = captioner.model.start(vector[:, None]).log_probs[0]
+        first = captioner.model.start(vector[:, None]).log_probs[0]
     torch.testing.assert_close(first, expected, atol=5e-3, rtol=0)  # fp16 on disk
 
 
