@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import CaptioningError, read_json, save_tensors, sha256_file, write_json
+from helpers.files import CaptioningError, read_json, sha256_file
 from helpers.text import UNKNOWN, Vocabulary, pad
 from helpers.trunks import WIDTH, Encoder, LiteTrunk, weights_fingerprint
 
@@ -201,16 +201,6 @@ class PocketCLIP(nn.Module):
         """Returns vectors [N, E], not normalised."""
         ids = [self.tokenizer.encode(caption) or [UNKNOWN] for caption in captions]
         return self.text(pad(ids, 0).to(self.logit_scale.device))
-
-
-def save_pocket_clip(folder: Path, model: PocketCLIP, extra: dict | None = None) -> None:
-    """Writes weights in fp16, vocabulary and configuration with their hashes. Notebook 04, section 8."""
-    model.tokenizer.save(folder / "vocabulary.json")
-    tensors = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
-    save_tensors(folder / "model.safetensors", tensors)
-    hashes = {name: sha256_file(folder / name) for name in ("model.safetensors", "vocabulary.json")}
-    config = {"format": 1, "name": "pocket-clip", "class": "PocketCLIP", "options": model.config, "sha256": hashes}
-    write_json(folder / "config.json", config | (extra or {}))
 
 
 def load_pocket_clip(folder: Path) -> PocketCLIP:

@@ -1,15 +1,10 @@
-"""Training of what captioners are built of: PocketCLIP and PocketGPT2.
+"""Training of what captioners are built of: PocketCLIP and PocketGPT2. The shipped ones: scripts/pretrain.py.
 
-    python -m helpers.pretraining data/checkpoints/pocket-clip/training.json
-
-The configuration's "kind" says which: pocket-clip or pocket-gpt2.
 Shapes: B images, N captions, R regions, D trunk width, E joint width, T tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import loop
-from helpers.clips import PocketCLIP, save_pocket_clip
-from helpers.cnn_lstm import ShowAttendTell
-from helpers.datasets import Dataset, load_dataset
-from helpers.encoders import cache_features, load_encoder
-from helpers.files import CaptioningError, cache_dir, command, read_json, unknown_name, write_json
-from helpers.language_models import CaptionTokenizer, new_pocket_gpt2, save_language_model
+from helpers.clips import PocketCLIP
+from helpers.files import CaptioningError, unknown_name
+from helpers.language_models import CaptionTokenizer
 from helpers.losses import CrossEntropy, contrastive_loss, measure
-from helpers.text import IGNORE, Batch, Vocabulary, pad, teacher_forcing_batch
-from helpers.trunks import WIDTH
+from helpers.text import IGNORE, Batch, pad, teacher_forcing_batch
 
 FINE_TUNING = {"epochs": 5, "weight_decay": 0.05, "warmup_steps": 100, "beta2": 0.98, "choose_by": ""}
 PRETRAINING = {"epochs": 12, "weight_decay": 0.1, "warmup_steps": 100, "beta2": 0.98}
@@ -224,104 +215,3 @@ def dual_encoder(encoder, train_trunk: bool = False) -> tuple[PocketCLIP, str]:
     encoder.model.requires_grad_(True)
     encoder.model.trunk.freeze(stem=True, tail=not train_trunk)
     return encoder.model, "stem" if train_trunk else "grid"
-
-
-def crop(stem: Tensor, chance: random.Random, smallest: float = 0.78) -> Tensor:
-    """Returns one random window of a batch of stem activations [B, H, W, C]: a crop of the picture, for nothing.
-
-    Notebook 04, section 8.
-    """
-    H, W = stem.shape[1:3]
-    h, w = chance.randint(math.ceil(H * smallest), H), chance.randint(math.ceil(W * smallest), W)
-    top, left = chance.randint(0, H - h), chance.randint(0, W - w)
-    return stem[:, top : top + h, left : left + w]
-
-
-def _paths(dataset: Dataset) -> dict[str, Path]:
-    return {image: dataset.path(image) for split in ("train", "dev") for image in dataset.images(split)}
-
-
-def train_pocket_clip(config: dict, dataset: Dataset, folder: Path, callback=None) -> None:
-    """Trains a PocketCLIP and writes it to `folder`.
-
-    Keys: model (options of PocketCLIP), vocabulary, captioner (options of the ShowAttendTell trained beside it, or
-    null), training (arguments of `fine_tune`), seed. Notebook 04, section 1.
-    """
-    references, options = dataset.references("train"), {**PocketCLIP.defaults, **config.get("model", {})}
-    base = load_encoder(f"efficientnet-lite{options['version']}", size=options["size"])
-    views = [cache_features(base, _paths(dataset), "stem", flip=mirror) for mirror in (False, True)]
-    loop.seed_everything(config.get("seed", 0))
-    captions = [caption for group in references.values() for caption in group]
-    model = PocketCLIP(Vocabulary.build(captions, **config.get("vocabulary", {"min_count": 3})), **options)
-    model.trunk.freeze(stem=True, tail=False)
-    model.trunk.drop_path = 0.1
-    captioner = None
-    if config.get("captioner") is not None:
-        vocabulary = Vocabulary.build(captions, min_count=4)
-        captioner = ShowAttendTell(vocabulary_size=len(vocabulary), feature_width=WIDTH, **config["captioner"])
-        captioner.tokenizer, captioner.end_id = vocabulary, vocabulary.end_id
-        names = list(references)[:500]
-        with torch.inference_mode():
-            grids = [model.trunk.tail(views[0][names[i : i + 50]]) for i in range(0, len(names), 50)]
-            captioner.standardise.fit(torch.cat(grids))
-
-    def inputs(names: list[str], chance: random.Random | None) -> Tensor:
-        return views[0][names] if chance is None else crop(views[chance.randrange(2)][names], chance)
-
-    made_from = {"dataset": dataset.fingerprint(), "encoder": base.fingerprint}
-    made_from |= {name: config.get(name) for name in ("model", "vocabulary", "captioner")}
-    history = fine_tune(
-        model, inputs, references, dataset.references("dev"), captioner=captioner, seed=config.get("seed", 0),
-        folder=folder, made_from=made_from, callback=callback, **config["training"],
-    )  # fmt: skip
-    save_pocket_clip(folder, model, {"scores": {"flickr8k dev": history[-1]}})
-
-
-def train_language_model(config: dict, dataset: Dataset, folder: Path, callback=None) -> None:
-    """Makes a PocketGPT2 of the training captions and writes it to `folder`/model.
-
-    Keys: model (options of new_pocket_gpt2), training (arguments of `pretrain`), seed. Notebook 05, section 1.
-    """
-    references = dataset.references("train")
-    loop.seed_everything(config.get("seed", 0))
-    model, tokenizer = new_pocket_gpt2((c for group in references.values() for c in group), **config.get("model", {}))
-    pretrain(
-        model, tokenizer, references, dataset.references("dev"), seed=config.get("seed", 0), folder=folder,
-        made_from={"dataset": dataset.fingerprint(), "model": config.get("model")}, callback=callback,
-        **config["training"],
-    )  # fmt: skip
-    save_language_model(folder / "model", model, tokenizer)
-
-
-KINDS = {"pocket-clip": train_pocket_clip, "pocket-gpt2": train_language_model}
-
-
-def train(config: dict | str | Path, callback: Callable[[dict], None] = print, restart: bool = False) -> Path:
-    """Trains what the configuration (a dict, or a JSON file) describes. Returns the folder.
-
-    Keys: kind, dataset (arguments of `load_dataset`), output, and those of its kind in KINDS. A killed run goes on;
-    `restart` begins anew. Notebook 04, section 8.
-    """
-    config = dict(read_json(config)) if isinstance(config, (str, Path)) else dict(config)
-    if config.get("kind") not in KINDS:
-        raise unknown_name("kind of pretraining", config.get("kind"), KINDS)
-    folder = Path(config.pop("output", None) or cache_dir() / "runs" / config["kind"])
-    if restart:
-        loop.begin_anew(folder)
-    KINDS[config["kind"]](config, load_dataset(**config["dataset"]), folder, callback)
-    write_json(folder / "training.json", config)
-    return folder
-
-
-@command
-def main(arguments: list[str] | None = None) -> None:
-    """Pretrains as a configuration says. Notebook 04, section 8."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.pretraining")
-    parser.add_argument("config", help="a JSON configuration")
-    parser.add_argument("--restart", action="store_true", help="begin anew where an earlier run would go on")
-    options = parser.parse_args(arguments)
-    train(options.config, lambda row: print(json.dumps(row), flush=True), options.restart)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -18,7 +18,8 @@ from helpers.language_models import (
     load_language_model,
     read_on,
 )
-from helpers.pretraining import pretrain, train
+from helpers.pretraining import pretrain
+from scripts.pretrain import train
 from tests.toy_captioners import MEANINGS, world
 from tests.toy_language_models import FAMILIES, SHAPE, pocket_gpt2, save_family
 
