@@ -235,9 +235,7 @@ class Captioner:
 
     def _see(self, prepared: Sequence[tuple]) -> tuple[Tensor, Tensor | None]:
         ours, theirs = zip(*prepared, strict=True)
-        with self.encoder.full_precision():
-            features = self.encoder.features(torch.stack(ours), self.feature_kind)
-        return features, self.judges.see(theirs)
+        return self.encoder.features(torch.stack(ours), self.feature_kind), self.judges.see(theirs)
 
     def decode(self, features: Tensor, frozen: Tensor | None = None, **options) -> list[list]:
         """Returns the hypotheses for features [B, R, D] or [B, D]. `options` override the checkpoint's settings; they

@@ -34,21 +34,15 @@ class CrossEntropy:
     """Teacher forcing: the model reads the true caption and is asked for its next word at every position.
 
     `label_smoothing` spreads that share of each label over all words (Szegedy et al. 2016, section 7).
-    `scheduled_sampling` replaces that share of the words read by the model's own guesses (Bengio et al. 2015), made in
-    a first pass without gradients, as for models that read all words at once (Mihaylova and Martins 2019).
 
     Called with a model and a `helpers.text.Batch`; returns the loss summed over tokens, their number, and {}.
     Notebook 02, section 6.
     """
 
     label_smoothing: float = 0.0
-    scheduled_sampling: float = 0.0
 
     def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        inputs = batch.inputs
-        if self.scheduled_sampling and model.training:
-            inputs = self._mix(model, batch, inputs)
-        logits, attention = model(batch.features, inputs, batch.row)
+        logits, attention = model(batch.features, batch.inputs, batch.row)
         mask = batch.labels != IGNORE
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(),
@@ -61,18 +55,6 @@ class CrossEntropy:
         # The extra loss is a mean over captions: each process's part of a batch counts by its captions, not its tokens.
         weight = tokens if batch.length is None else len(batch.labels) * batch.length
         return loss + unwrapped(model).extra_loss(attention, mask.float()) * weight, tokens, {}
-
-    @torch.no_grad()
-    def _mix(self, model, batch, inputs: Tensor) -> Tensor:
-        logits, _ = model(batch.features, inputs, batch.row)
-        offset = 1 if unwrapped(model).start_id is not None else 0  # position t of the logits predicts input t + offset
-        guesses = logits[:, : inputs.shape[1] - offset].argmax(-1)
-        true = inputs[:, offset:]
-        take = torch.rand(true.shape, device=true.device) < self.scheduled_sampling
-        take &= batch.labels[:, : true.shape[1]] != IGNORE
-        mixed = inputs.clone()
-        mixed[:, offset:] = torch.where(take, guesses, true)
-        return mixed
 
 
 class CiderD:

@@ -43,7 +43,6 @@ STAGE = {
     "images_per_batch": 32,
     "captions_per_image": 5,
     "label_smoothing": 0.0,
-    "scheduled_sampling": 0.0,
     "samples": 5,  # an image, in a self-critical stage
     "temperature": 1.0,  # of the policy in a self-critical stage; below 1 it samples nearer to what beam search finds
     "bleu_weight": 0.0,
@@ -104,8 +103,11 @@ def run_stage(
     accelerator=None,
     callback: Callable[[dict], None] | None = None,
     progress: bool | None = None,
+    objective: Callable | None = None,
 ) -> list[dict]:
     """Trains `run.model` through one stage by `loop.fit` and leaves the best weights in it. Returns its history.
+
+    `objective`: a loss of your own in place of the one that the stage names; see `losses.CrossEntropy` for its form.
 
     Columns: stage, epoch, step, learning_rate, train_loss (per token), dev_loss (teacher-forced), and on dev BLEU-4 and
     CIDEr of captions decoded freely; reward in a self-critical stage; seconds. Notebook 02, section 9.
@@ -114,8 +116,10 @@ def run_stage(
     share = (accelerator.process_index, accelerator.num_processes)
     batches = _batches(run, run.train, run.views, settings, share)
     limit = loop.EXPLODED * math.log(max(len(run.model.tokenizer), 3))
-    if settings["objective"] == "cross_entropy":
-        objective = CrossEntropy(settings["label_smoothing"], settings["scheduled_sampling"])
+    if objective is not None:
+        limit = math.inf
+    elif settings["objective"] == "cross_entropy":
+        objective = CrossEntropy(settings["label_smoothing"])
     elif settings["objective"] == "self_critical":
         options = {name: settings[name] for name in ("samples", "temperature", "bleu_weight")}
         objective = SelfCritical(run.train, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import CaptioningError, fast_bf16, unknown_name
+from helpers.files import CaptioningError, unknown_name
 
 WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
 
@@ -140,7 +140,6 @@ class Encoder:
     fingerprint: str
     module: nn.Module
     device: torch.device
-    exact = False  # see `full_precision`
     resize, interpolation = "squeeze", "bicubic"  # see `preprocessing`
     scale: float = 1.0
     mean: Sequence[float] | Tensor = (0.0,)
@@ -183,8 +182,8 @@ class Encoder:
     def features(self, pixels: Tensor, kind: str) -> Tensor:
         """Returns the grid [B, R, D], the pooled vector [B, D] or the joint embedding [B, E]; always float32.
 
-        Runs without gradients, in bf16 where that is faster and harmless, in chunks that keep memory flat. A kind with
-        "+mirror", such as "pooled+mirror", is the mean over the picture and its mirror image: a steadier description.
+        Runs without gradients, in fp32, in chunks that keep memory flat: a photo gets the same features alone as among
+        others. A kind with "+mirror", such as "pooled+mirror", is the mean over the picture and its mirror image.
         """
         if kind.endswith(MIRROR):
             kind = kind.removesuffix(MIRROR)
@@ -203,20 +202,6 @@ class Encoder:
         """Returns features of PIL images, as `features` does."""
         return self.features(torch.stack([self.prepare(image) for image in images]), kind)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 on processors that multiply it in hardware. On others it would be slower, so nothing changes there."""
-        fast = fast_bf16(self.device) and not self.exact
-        return torch.autocast(self.device.type, torch.bfloat16) if fast else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Within it features are worked out in fp32, so that a photo gets the same caption alone as among others."""
-        before, self.exact = self.exact, True
-        try:
-            yield
-        finally:
-            self.exact = before
-
 
 class TrunkEncoder(Encoder):
     """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 04, section 8."""
@@ -230,13 +215,11 @@ class TrunkEncoder(Encoder):
         return (self.module.deviation,)
 
     def grid(self, pixels: Tensor) -> Tensor:
-        with self.autocast():
-            return self.module(pixels)
+        return self.module(pixels)
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
-        with self.autocast():
-            return self.module.stem(pixels)
+        return self.module.stem(pixels)
 
 
 def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:

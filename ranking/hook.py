@@ -49,8 +49,7 @@ class Judges:
         """Returns the frozen encoder's vectors [B, 1280] of prepared photos."""
         if not pixels or pixels[0] is None:
             return None
-        with self.frozen.full_precision():
-            return self.frozen.features(torch.stack(list(pixels)), FROZEN_KIND)
+        return self.frozen.features(torch.stack(list(pixels)), FROZEN_KIND)
 
     def split(self, options: dict) -> tuple[dict, dict]:
         """Returns the options of the search, and the weights of the ranking."""

@@ -64,7 +64,7 @@ def encode(folder: str, photos: str, log: str) -> dict:
 
 FIRST = {
     "epochs": 4, "images_per_batch": 9, "captions_per_image": 2, "learning_rate": 0.01, "warmup_steps": 1,
-    "decoding": {"method": "greedy", "max_length": 10}, "average": 0.9, "scheduled_sampling": 0.2,
+    "decoding": {"method": "greedy", "max_length": 10}, "average": 0.9,
 }  # fmt: skip
 SECOND = {**FIRST, "objective": "self_critical", "epochs": 2, "samples": 2, "learning_rate": 0.001, "average": 0.0}
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_several_processes import CONFIG
 
-FIRST = {**CONFIG["stages"][0], "epochs": 2, "scheduled_sampling": 0.2}
+FIRST = {**CONFIG["stages"][0], "epochs": 2}
 SECOND = {**FIRST, "objective": "self_critical", "epochs": 1, "samples": 2, "learning_rate": 1e-4, "average": 0.0}
 MODEL = {**CONFIG["model"], "dropout": 0.3}
 

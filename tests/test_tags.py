@@ -83,8 +83,7 @@ def test_candidates_that_say_it_join_those_that_do_not() -> None:
 def test_the_classifier_of_the_frozen_encoder_knows_the_samples(samples) -> None:
     encoder = load_encoder(FROZEN)
     named = {path.stem: open_image(path) for path in samples if path.stem in ("cat", "sheep", "dog", "cow", "chickens")}
-    with encoder.full_precision():
-        seen = find_tags(encoder.classify(encoder.encode(list(named.values()), FROZEN_KIND)))
+    seen = find_tags(encoder.classify(encoder.encode(list(named.values()), FROZEN_KIND)))
     found = {name: known and known.tag.words[0] for name, known in zip(named, seen, strict=True)}
     assert found == {"cat": "cat", "sheep": "sheep", "dog": "dog", "cow": "cow", "chickens": "chicken"}
 
