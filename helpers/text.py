@@ -226,15 +226,10 @@ class CaptionBatches:
             yield batch
 
     def in_order(self) -> Iterator[Batch]:
-        """Yields every image once with all its captions, for measuring; of several processes each gets its share."""
-        number, processes = self.process
-        mine = self.images[number::processes]
-        every = [len(caption) + 1 for image in self.images for caption in self.encoded[image]]
-        for start in range(0, len(mine), self.size):
-            images = mine[start:start + self.size]
-            batch = self.make(images, [self.encoded[image] for image in images])
-            batch.length = sum(every) / len(every)  # so that the loss is the same however the images are shared
-            yield batch
+        """Yields every image once with all its captions, for measuring."""
+        for start in range(0, len(self.images), self.size):
+            images = self.images[start : start + self.size]
+            yield self.make(images, [self.encoded[image] for image in images])
 
 
 def exact_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

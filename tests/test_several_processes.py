@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.text import START, CaptionBatches
 from helpers.training import train
-from tests.toy_captioners import features, vocabulary, world
 
 CONFIG = {
     "name": "several",
@@ -75,14 +73,3 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
     assert np.allclose(np.load(alone), np.load(shared.parent / "features.npy"), atol=1e-2)
     saved = {path.name for path in (tmp_path / "two-run").iterdir()}
     assert {"model.safetensors", "config.json", "vocabulary.json"} <= saved
-
-
-def test_measuring_is_shared_without_overlap() -> None:
-    words = vocabulary()
-    options = {"start_id": START, "end_id": words.end_id, "images_per_batch": 4}
-    parts = [
-        [image for batch in CaptionBatches(world("t"), [features("t")], words, **options, process=(n, 3)).in_order()
-         for image in batch.images]
-        for n in range(3)
-    ]  # fmt: skip
-    assert sorted(sum(parts, [])) == sorted(world("t")) and min(map(len, parts)) == 9
