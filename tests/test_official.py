@@ -199,7 +199,7 @@ def caption(samples: list[Path], place: Path, endpoint: str, root: Path) -> subp
     """Captions a photo with `clipcap-coco` in a process of its own, whose caches are empty at first."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "hf"), "CAPTIONING_CACHE": str(place / "cache")}
     command = [sys.executable, "generate_caption.py", "--model", "clipcap-coco", "--image_path", str(samples[0])]
-    environment = {**os.environ, **settings, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
 
 
