@@ -168,7 +168,7 @@ class ClipCap(nn.Module):
         return self
 
     def prefix(self, features: Tensor) -> Tensor:
-        """Returns the prefix [B, P, W] of features [B, R, D], and behind it tags and prompt, if any, as word vectors."""
+        """Returns the prefix [B, P, W] of features [B, R, D]; tags and prompt, if any, stand behind it as words."""
         words = []
         if self.config["tags"]:
             words = [self.tag_ids(tag_words(features[:, -1], self.config["tags"]))]  # [B, tags + 1]

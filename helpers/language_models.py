@@ -133,7 +133,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor, cache: Cache, keep: int = 0) -> Tensor:
         """x: [B, Q, W]. Only the last `keep` positions of each image come out (0: all); the others fill the cache."""
         x = x[:, -keep:] + self.dropout(self.attn(self.ln_1(x), bias, cache, keep))
-        wide = _gelu(self.mlp["c_fc"](self.ln_2(x)))  # [B, Q, 4W]
+        wide = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")  # [B, Q, 4W]
         return x + self.dropout(self.mlp["c_proj"](wide))
 
 
@@ -200,14 +200,6 @@ class GPT2(nn.Module):
         x = last(x, bias, cache, logits_to_keep if len(may_look) == N else 0)  # of the others nothing is read any more
         x = self.transformer["ln_f"](x).view(N, -1, W)[:, -logits_to_keep:]
         return Output(exact_logits(x, self.lm_head.weight), cache)  # [N, T, V]
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """GELU by tanh (Hendrycks and Gimpel 2016), as x * sigmoid(2 u): on a CPU half the time of the fused kernel."""
-    if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32:
-        return F.gelu(x, approximate="tanh")
-    u = torch.addcmul(x, x, x * x, value=0.044715)
-    return u.mul_(2 * math.sqrt(2 / math.pi)).sigmoid_().mul_(x)
 
 
 def is_plain_gpt2(config: dict) -> bool:

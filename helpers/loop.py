@@ -1,6 +1,6 @@
 """The one training loop, `fit`, and what it is made of: settings, schedule, running mean, saved state.
 
-Captioners (`helpers.training`), PocketCLIP and PocketGPT2 (`helpers.pretraining`) all go through it.
+Captioners (`helpers.training`), PocketCLIP and PocketGPT2 (`configs.pocket.pretraining`) all go through it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def fit(
         if accelerator.scaler is not None and "scaler" in state:
             accelerator.scaler.load_state_dict(state["scaler"])
         total = settings["epochs"] * len(batches)
-        if (state["epoch"] >= settings["epochs"] or state["stopped"]) and accelerator.is_main_process:
-            print(f"{last}: already trained, {state['epoch']} of {settings['epochs']} epochs.", file=sys.stderr)
+        if state["epoch"] >= settings["epochs"] or state["stopped"]:
+            done = f"{state['epoch']} of {settings['epochs']} epochs"
+            accelerator.print(f"{last}: already trained, {done}.", file=sys.stderr)
         while state["epoch"] < settings["epochs"] and not state["stopped"]:
             began, epoch, losses, tokens, logged = time.perf_counter(), state["epoch"], 0.0, 0, []
             seed_everything(seed * 1000 + stage * 100 + epoch + 10_000_000 * accelerator.process_index)
@@ -114,7 +115,9 @@ def fit(
                 losses, tokens = losses + float(summed.detach()), tokens + int(count)
                 logged.append(figures)
             row = {"stage": stage, "epoch": epoch + 1, "step": state["step"], "learning_rate": rate}
-            row["train_loss"] = global_mean(accelerator, losses, tokens)
+            sums = torch.tensor([losses, tokens], dtype=torch.float64, device=accelerator.device)
+            sums = accelerator.reduce(sums, "sum")  # over all processes
+            row["train_loss"] = float(sums[0] / sums[1].clamp(min=1))
             row |= {name: float(np.mean([figures[name] for figures in logged])) for name in logged[0]}
             with mean.applied():
                 row |= validate()
@@ -159,8 +162,7 @@ def make_accelerator(mixed_precision: str | None = None):
     device = pick_device()
     mixed_precision = mixed_precision or ("bf16" if fast_bf16(device) else "no")
     if mixed_precision == "fp16" and device == "cpu":
-        print("fp16 needs a GPU: this run is in fp32.", file=sys.stderr)
-        mixed_precision = "no"
+        raise CaptioningError("mixed_precision 'fp16' cannot be used here: it needs a GPU. Use 'no'.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; a notebook may ask for another
     # Autocast keeps what it cast. Before PyTorch 2.14 training then goes on with weights of the step before, or with
@@ -219,13 +221,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def global_mean(accelerator, total: float, count: float) -> float:
-    """Returns all processes' `total` divided by all processes' `count`. Notebook 08, section 13."""
-    pair = torch.tensor([total, float(count)], device=accelerator.device, dtype=torch.float64)
-    pair = accelerator.reduce(pair, "sum")
-    return float(pair[0] / pair[1].clamp(min=1))
 
 
 def write_history(path: Path, rows: list[dict]) -> None:

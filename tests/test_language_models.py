@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from configs.pocket.pretraining import pretrain, train
 from helpers.files import CHECKPOINTS, CaptioningError, read_json, write_json
 from helpers.language_models import (
     GPT2,
@@ -18,8 +19,6 @@ from helpers.language_models import (
     load_language_model,
     read_on,
 )
-from helpers.pretraining import pretrain
-from scripts.pretrain import train
 from tests.toy_captioners import MEANINGS, world
 from tests.toy_language_models import FAMILIES, SHAPE, pocket_gpt2, save_family
 

@@ -136,9 +136,9 @@ def test_a_precision_that_cannot_be_used_is_named() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
-def test_fp16_without_a_gpu_is_said_to_be_fp32(capsys) -> None:
-    assert make_accelerator("fp16").mixed_precision == "no"
-    assert "this run is in fp32" in capsys.readouterr().err
+def test_fp16_without_a_gpu_is_refused() -> None:
+    with pytest.raises(CaptioningError, match="mixed_precision 'fp16' cannot be used here"):
+        make_accelerator("fp16")
 
 
 # -- another precision, another device ----------------------------------------------------------------------------

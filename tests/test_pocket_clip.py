@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from configs.pocket.pretraining import dual_encoder, fine_tune, save_pocket_clip, train
 from helpers.clips import PocketCLIP, Pooling, load_pocket_clip
 from helpers.datasets import load_dataset
 from helpers.encoders import cache_features, load_encoder
 from helpers.files import CHECKPOINTS, CaptioningError
-from helpers.pretraining import dual_encoder, fine_tune
 from helpers.text import Vocabulary
-from scripts.pretrain import save_pocket_clip, train
 
 CAPTIONS = ["a dog runs on the grass", "two red boats", "a child with a ball in front of a house"]
 OPTIONS = {"version": 0, "size": 64, "joint": 32, "heads": 4, "width": 16, "layers": 1}
