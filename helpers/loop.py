@@ -65,6 +65,8 @@ def fit(
     Raises CaptioningError when the folder holds a state that was made from something else, or when the loss stops being
     a number. Notebook 02, section 9.
     """
+    import pandas as pd  # not at the top: whoever only captions need not wait for it
+
     settings, accelerator = {**SETTINGS, **settings}, accelerator or make_accelerator()
     made_from = json.loads(json.dumps({**settings, "seed": seed, **(made_from or {})}))
     last, best = (Path(folder) / f"stage{stage}-{kind}.safetensors" for kind in ("last", "best"))
@@ -132,7 +134,8 @@ def fit(
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
             if accelerator.is_main_process:
-                write_history(last.parent / "history.csv", [*earlier, *state["history"]])
+                with atomic_write(last.parent / "history.csv") as temporary:
+                    pd.DataFrame([*earlier, *state["history"]]).to_csv(temporary, index=False)
                 save_state(last, model, optimizer, mean, state)
             accelerator.wait_for_everyone()
             if callback and accelerator.is_main_process:
@@ -223,14 +226,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_history(path: Path, rows: list[dict]) -> None:
-    """Writes the rows as CSV, whole or not at all. Notebook 02, section 9."""
-    import pandas as pd  # not at the top: whoever only captions need not wait for it
-
-    with atomic_write(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-
-
 class Average:
     """A running mean of the weights (Polyak and Juditsky 1992; exponential, with the warm-up of Tan and Le 2019).
 
@@ -307,7 +302,10 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_
     if made_from is not None:
         _check_made_from(path, state.get("made_from", {}), made_from)
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    model.load_state_dict(weights, strict=False)
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CaptioningError(f"{path} belongs to another model. Choose another output folder. ({error})") from error
     if optimizer is not None:
         saved = optimizer.state_dict()
         saved["state"] = {}

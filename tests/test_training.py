@@ -178,15 +178,6 @@ def test_a_stage_learns_the_toy_world(name: str, tmp_path) -> None:
     assert [float(row["train_loss"]) for row in table] == [row["train_loss"] for row in history]
 
 
-def test_a_history_that_a_kill_cut_off_is_written_by_the_next_run(tmp_path) -> None:
-    """The state is saved first, then the history; a kill between the two leaves it a row short."""
-    run_stage(small_run(tmp_path), QUICK)
-    whole = (tmp_path / "history.csv").read_text()
-    (tmp_path / "history.csv").write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    run_stage(small_run(tmp_path), QUICK)
-    assert (tmp_path / "history.csv").read_text() == whole
-
-
 def test_validation_measures_what_it_says(tmp_path) -> None:
     run = small_run(tmp_path)  # in fp32, as what it is compared with
     row = run_stage(run, {**QUICK, "epochs": 1}, accelerator=make_accelerator("no"))[0]
