@@ -6,6 +6,7 @@ T tokens, W width of the language model, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from helpers.cnn_lstm import Standardise
-from helpers.files import unknown_name
+from helpers.files import CaptioningError, unknown_name
 from helpers.language_models import (
     GPT2,
     CaptionTokenizer,
@@ -146,6 +147,8 @@ class ClipCap(nn.Module):
         else:
             self.language_model, self.tokenizer = load_language_model(c["language_model"])
         c["language_model_config"] = shape = configuration(self.language_model)
+        if c["tune"] == "full" and self.tokenizer is not None:
+            check_comes_back(self.language_model, c["language_model"])
         if self.tokenizer is not None:
             shape["eos_token_id"] = self.tokenizer.end_id  # some configurations name several
             self.tokenizer.end_id = self.tokenizer.end_id if c["end_id"] is None else c["end_id"]
@@ -266,6 +269,21 @@ def configuration(model: nn.Module) -> dict:
         return model.config
     shape = model.config
     return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
+
+
+def check_comes_back(model: nn.Module, name: str) -> None:
+    """Raises CaptioningError when a tuned language model could be saved, but not be loaded again. Before training.
+
+    Notebook 05, section 6.
+    """
+    try:
+        with torch.device("meta"):
+            again = new_language_model(json.loads(json.dumps(configuration(model))))
+    except Exception as error:  # whatever the code of 150 kinds of models raises
+        raise CaptioningError(f"{name!r} cannot be rebuilt from its configuration, so not be tuned: {error}") from error
+    shapes = [{n: v.shape for n, v in one.state_dict().items()} for one in (model, again)]
+    if shapes[0] != shapes[1]:
+        raise CaptioningError(f"{name!r} has other weights than its configuration says, so it cannot be tuned.")
 
 
 class LowRank(nn.Module):
