@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 from helpers.captioner import Captioner
 from helpers.datasets import Dataset, load_dataset
 from helpers.encoders import Encoder, cache_features
-from helpers.files import CaptioningError, atomic_write, command, pick_device
+from helpers.files import ROOT, CaptioningError, atomic_write, command, pick_device, read_json
 from helpers.metrics import METRICS, bootstrap, evaluate, score_images, table, tokenize
 from ranking.rerank import FROZEN_KIND
 
@@ -86,6 +88,40 @@ def diversity(captions: Mapping[str, str], train_captions: Iterable[str] | None 
         seen = {" ".join(words) for words in tokenize(train_captions)}
         result["unseen"] = sum(text not in seen for text in texts) / len(texts)
     return result
+
+
+@cache
+def _thing_words() -> tuple[dict[str, str], re.Pattern]:
+    """Returns name -> thing of data/objects.json, and what finds the names in a caption, the longest first."""
+    things = {word: words[0] for words in read_json(ROOT / "data" / "objects.json")["things"] for word in words}
+    names = "|".join(sorted(things, key=len, reverse=True))  # a hot dog is no dog
+    return things, re.compile(rf"(?<!\S)(?:{names})(?!\S)")
+
+
+def things(caption: str) -> set[str]:
+    """Returns which of the things in data/objects.json a caption names. Notebook 07, section 12."""
+    of, names = _thing_words()
+    return {of[word] for word in names.findall(" ".join(tokenize([caption])[0]))}
+
+
+def objects(references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, str]) -> dict[str, float]:
+    """Returns whether captions name what is there, and only that (Rohrbach et al. 2018, section 3.1).
+
+    "things": how many things at least two people named, an image and a thing each; "recall": which share of these the
+    captions name; "CHAIR-i": of all things that captions name, the share that nobody named; "CHAIR-s": the share of
+    captions with such a thing. Arguments as for `helpers.metrics.evaluate`. Notebook 07, section 12.
+    """
+    there = found = named = false = captions = 0
+    for image, caption in hypotheses.items():
+        people = Counter(thing for reference in references[image] for thing in things(reference))
+        agreed, said = {thing for thing, count in people.items() if count > 1}, things(caption)
+        there += len(agreed)
+        found += len(agreed & said)
+        named += len(said)
+        false += len(said - people.keys())
+        captions += bool(said - people.keys())
+    rates = {"recall": found / max(1, there), "CHAIR-i": false / max(1, named), "CHAIR-s": captions / len(hypotheses)}
+    return {"things": there, **rates}
 
 
 def most_frequent_caption(train_captions: Sequence[str]) -> str:
@@ -191,6 +227,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", metavar="FILE", help="save the captions as image<TAB>caption lines")
     p.add_argument("--intervals", action="store_true", help="add 95 %% bootstrap intervals over images")
     p.add_argument("--diversity", action="store_true", help="add how varied the captions are")
+    p.add_argument("--objects", action="store_true", help="add whether they name what is there, and only that")
     p.add_argument("--baselines", action="store_true", help="add the baselines' rows (needs the training split)")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
@@ -232,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["intervals"] = bootstrap(scored, seed=arguments.seed)
     if arguments.diversity:
         result["diversity"] = diversity(captions, dataset.captions("train") if "train" in dataset.splits() else None)
+    if arguments.objects:
+        result["objects"] = objects(references, captions)
     if arguments.baselines:
         result["baselines"] = baselines(dataset, split, captioner.encoder, arguments.metrics)
     if arguments.json:
@@ -239,8 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         rows = {captioner.name: scored.scores(), **result.get("baselines", {})}
         print(table(rows, {captioner.name: result.get("intervals", {})}).to_string())
-        if arguments.diversity:
-            print(table({"diversity": result["diversity"]}).to_string())
+        for name in ("diversity", "objects"):
+            if name in result:
+                print(table({name: result[name]}).to_string())
     for image, reason in captions.failed.items():
         print(reason if image in reason else f"{image}: {reason}", file=sys.stderr)
     if captions.failed:

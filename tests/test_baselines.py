@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helpers.evaluate import consensus, diversity, leave_one_out, most_frequent_caption, nearest_captions
+from helpers.evaluate import (
+    consensus,
+    diversity,
+    leave_one_out,
+    most_frequent_caption,
+    nearest_captions,
+    objects,
+    things,
+)
 from helpers.files import CaptioningError
 from helpers.metrics import evaluate
 from tests.toy_captions import FAST, REFERENCES
@@ -47,3 +55,33 @@ def test_diversity_by_hand() -> None:
     assert values["different"] == pytest.approx(2 / 3)
     assert values["distinct-2"] == pytest.approx(3 / 5)
     assert values["unseen"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "named"),
+    [
+        ("Two puppies chase a BALL.", {"dog", "ball"}),
+        ("a man eats a hot dog", {"hot dog"}),
+        ("hot dogs, dogs and a teddy bear", {"hot dog", "dog", "teddy bear"}),
+        ("a girl's bike beside the buses", {"bicycle", "bus"}),
+        ("a doghouse, a hot-dog-like dogma and a carpet", set()),
+        ("", set()),
+    ],
+)
+def test_the_things_that_a_caption_names(caption: str, named: set[str]) -> None:
+    assert things(caption) == named
+
+
+def test_object_truth_by_hand() -> None:
+    references = {
+        "1": ["a dog on a bench", "the puppy sits", "an animal"],  # two say dog, one says bench
+        "2": ["two cats and a ball", "a cat with a ball", "kittens"],  # three say cat, two ball
+        "3": ["a man", "a person"],
+    }
+    captions = {"1": "a cat on a bench", "2": "cats play", "3": "a man on a horse with a dog"}
+    # named: cat, bench; cat; horse, dog. Nobody named the first cat, the horse and the last dog.
+    assert objects(references, captions) == pytest.approx(
+        {"things": 3, "recall": 1 / 3, "CHAIR-i": 3 / 5, "CHAIR-s": 2 / 3}
+    )
+    nothing = objects({"3": ["a man"]}, {"3": "a man"})
+    assert nothing == {"things": 0, "recall": 0.0, "CHAIR-i": 0.0, "CHAIR-s": 0.0}

@@ -95,12 +95,13 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_scored(
     assert "d3.jpg" in err and "1 of 27 images could not be read" in err
 
 
-def test_intervals_diversity_and_baselines(folder: Path, captioner: Captioner, capsys) -> None:
-    more = ["--intervals", "--diversity", "--baselines"]
+def test_intervals_diversity_objects_and_baselines(folder: Path, captioner: Captioner, capsys) -> None:
+    more = ["--intervals", "--diversity", "--objects", "--baselines"]
     result, _ = run(folder, capsys, *more)
     low, high = result["intervals"]["BLEU-1"]
     assert low <= result["BLEU-1"] <= high
     assert 0 <= result["diversity"]["unseen"] <= 1 and result["diversity"]["vocabulary"] >= 1
+    assert result["objects"]["things"] == 27 and 0 <= result["objects"]["recall"] <= 1  # a dog, a cat or a bird each
     rows = result["baselines"]
     assert list(rows) == ["most frequent caption", "nearest neighbour's caption", "one person against the others"]
     # the pictures of train and dev are the same, so the neighbour's caption is right
