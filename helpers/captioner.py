@@ -37,7 +37,7 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import list_images, open_image
-from helpers.loop import unique_tensors
+from helpers.loop import load_state, unique_tensors
 from helpers.official import OFFICIAL, fetch
 from helpers.text import Vocabulary
 from helpers.trunks import weights_fingerprint
@@ -170,6 +170,24 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
     model.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}, strict=False)
     model.load_tokenizer(folder / config["tokenizer"])
     return model.to(device).eval(), config
+
+
+def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
+    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
+
+    It is of use where each went on from the same weights: then the mean lies in the same valley.
+    Notebook 07, section 11.
+    """
+    soup: dict[str, Tensor] = {}
+    for path in paths:
+        load_state(path, model)
+        for name, value in unique_tensors(model).items():
+            if value.is_floating_point():
+                soup[name] = soup.get(name, 0.0) + value.double() / len(paths)
+            else:
+                soup[name] = value.clone()
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.to(kinds[name]) for name, value in soup.items()}, strict=False)
 
 
 def _encoder_of(config: dict, device: str):

@@ -14,16 +14,16 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from helpers import loop
-from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, save_checkpoint
+from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, load_mean, save_checkpoint
 from helpers.cnn_lstm import grow_vocabulary
 from helpers.datasets import Dataset, load_dataset
 from helpers.decoding import decode
@@ -113,8 +113,7 @@ def run_stage(
     CIDEr of captions decoded freely; reward in a self-critical stage; seconds. Notebook 02, section 9.
     """
     settings, accelerator = stage_settings(stage), accelerator or loop.make_accelerator()
-    share = (accelerator.process_index, accelerator.num_processes)
-    batches = _batches(run, run.train, run.views, settings, share)
+    batches = _batches(run, run.train, run.views, settings, (accelerator.process_index, accelerator.num_processes))
     limit = loop.EXPLODED * math.log(max(len(run.model.tokenizer), 3))
     if objective is not None:
         limit = math.inf
@@ -213,24 +212,6 @@ def train(
     return run
 
 
-def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
-    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
-
-    It is of use where each went on from the same weights: then the mean lies in the same valley.
-    Notebook 07, section 11.
-    """
-    soup: dict[str, Tensor] = {}
-    for path in paths:
-        loop.load_state(path, model)
-        for name, value in loop.unique_tensors(model).items():
-            if value.is_floating_point():
-                soup[name] = soup.get(name, 0.0) + value.double() / len(paths)
-            else:
-                soup[name] = value.clone()
-    kinds = {name: value.dtype for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.to(kinds[name]) for name, value in soup.items()}, strict=False)
-
-
 def check(config: dict) -> None:
     """Raises CaptioningError on a key that is missing or not known. Notebook 08, section 7."""
     for key in config:
@@ -258,9 +239,7 @@ def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cac
             dataset = load_dataset(**config["dataset"])
     train, dev = dataset.references("train"), dataset.references("dev")
     if not train or not dev:
-        raise CaptioningError(
-            f"Training needs images in the splits train and dev; {dataset.name} has {dataset.splits()}."
-        )
+        raise CaptioningError(f"Training needs the splits train and dev; {dataset.name} has {dataset.splits()}.")
     encoder, kind = load_encoder(config["encoder"], pick_device()), config.get("features", "grid")
     paths = {image: dataset.path(image) for image in (*train, *dev)}
     views = [encode(encoder, paths, kind)]
@@ -361,9 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
     own = (options.start_from, options.data_dir, options.output)
     if bool(options.config) == any(own) or any(own) != all(own):
         parser.error("give a configuration, or --start_from, --data_dir and --output together")
-    config = options.config
-    if config is None:
-        config = fine_tuning(options.start_from, {"name": "folder", "data_dir": options.data_dir}, options.output)
+    own = {"name": "folder", "data_dir": options.data_dir}
+    config = options.config or fine_tuning(options.start_from, own, options.output)
     show = lambda row: print(json.dumps(row), flush=True)  # noqa: E731
     train(config, show, progress=not options.quiet or None, restart=options.restart)
 

@@ -15,12 +15,11 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.captioner import Captioner, load_checkpoint, save_checkpoint  # noqa: E402
+from helpers.captioner import Captioner, load_checkpoint, load_mean, save_checkpoint  # noqa: E402
 from helpers.datasets import load_dataset  # noqa: E402
 from helpers.evaluate import predict  # noqa: E402
 from helpers.files import CHECKPOINTS, atomic_write, cache_dir, read_json  # noqa: E402
 from helpers.metrics import evaluate  # noqa: E402
-from helpers.training import load_mean  # noqa: E402
 from ranking.rerank import WEIGHTS  # noqa: E402
 
 CARD = """# {name}

@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from helpers import loop, training
+from helpers.captioner import load_mean
 from helpers.decoding import decode
 from helpers.files import CaptioningError
 from helpers.loop import Average, load_state, make_accelerator, parameter_groups, save_state
 from helpers.losses import CrossEntropy
 from helpers.metrics import evaluate
 from helpers.text import IGNORE, START, CaptionBatches
-from helpers.training import check, load_mean, run_stage, stage_settings
+from helpers.training import check, run_stage, stage_settings
 from tests.toy_captioners import MEANINGS, MODELS, QUICK, features, small_model, small_run, vocabulary, world
 
 both_models = pytest.mark.parametrize("name", list(MODELS))
