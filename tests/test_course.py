@@ -19,7 +19,7 @@ import bootstrap_cell
 import course
 from bootstrap_cell import cell, facts, normal, stamp
 from notebook_tools import find_notebooks
-from tests.test_requirements import imported
+from tests.test_requirements import OURS, imported
 
 ADDRESS, RELEASE = facts()
 CELL = cell(ADDRESS, RELEASE)
@@ -44,8 +44,7 @@ def test_every_notebook_begins_with_it(path: Path) -> None:
 
 @notebooks
 def test_colab_gets_all_that_a_notebook_imports(path: Path) -> None:
-    ours = {"course", "helpers", "pocket_scenes", "ranking", "IPython"}
-    assert imported(path) <= ours | {*sys.stdlib_module_names, *course.MODULES}, "add it to course.py"
+    assert imported(path) <= OURS | {"IPython", *sys.stdlib_module_names, *course.MODULES}, "add it to course.py"
 
 
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/solutions"])

@@ -71,7 +71,14 @@ def test_environment_yml_has_the_same_content(root: Path, requirements) -> None:
 
 # Who imports what, by the files that have to bring it; each file needs requirements.txt as well.
 READS = {
-    ("",): ["[cg]*.py", "helpers/*.py", "pocket_scenes/*.py", "ranking/*.py", "notebooks/**/*.ipynb"],
+    ("",): [
+        "[cg]*.py",
+        "configs/pocket/*.py",
+        "helpers/*.py",
+        "pocket_scenes/*.py",
+        "ranking/*.py",
+        "notebooks/**/*.ipynb",
+    ],
     ("", "-page"): ["app.py", "serve.py"],
     ("", "-lab"): ["scripts/run_all.py", "scripts/student_versions.py"],
     ("", "-lab", "-page", "-dev"): ["scripts/*.py", "tests/*.py", "benchmarks/*.py", "configs/cluster/*.py"],
