@@ -101,7 +101,7 @@ def fit(
                 with accelerator.autocast():
                     summed, count, figures = loss(wrapped, batch)
                 each = summed / count.clamp(min=1)
-                if not math.isfinite(each) or abs(each) > limit:
+                if not math.isfinite(each.item()) or abs(each.item()) > limit:
                     _stop(f"The loss is {float(each):.4g} (at most {limit:.4g} is sane)", state, batch.images, last)
                 optimizer.zero_grad()
                 accelerator.backward(each * batch.share)  # shares make several processes' mean that of the whole batch
