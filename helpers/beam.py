@@ -27,7 +27,7 @@ class Rules:
     `repetition_penalty` multiplies the log-probability of every token said before (Keskar et al. 2019, section 4.1, on
     log-probabilities); `no_repeat_ngram` n forbids a token that would complete an n-gram for the second time (Paulus
     et al. 2017, section 2.5); `min_length` forbids the end token before it; `banned` are sequences of ids of which the
-    last is forbidden after the others. A row with nothing left to say ends. Notebook 06, section 8.
+    last is forbidden after the others. A row with nothing left to say ends. Notebook 07, section 8.
     """
 
     end_id: int
@@ -81,7 +81,7 @@ class Rules:
 def best(values: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the k largest of each image, largest first: values [A, k], their rows in the image and columns [A, k].
 
-    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. Notebook 06, section 3.
+    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. Notebook 07, section 3.
     """
     K, V = values.shape[1:]
     found, place = (values + offset[:, :, None]).flatten(1).topk(min(k, K * V))
@@ -90,7 +90,7 @@ def best(values: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @dataclass
 class Paths:
-    """What a search or a walk found, as tensors: K captions for each of B images. Notebook 06, section 3."""
+    """What a search or a walk found, as tensors: K captions for each of B images. Notebook 07, section 3."""
 
     tokens: Tensor  # [B, K, T]
     log_probs: Tensor  # [B, K, T] the model's own log-probability of each token
@@ -101,7 +101,7 @@ class Paths:
 
 @dataclass
 class Beams:
-    """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 06, section 3.
+    """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 07, section 3.
 
     `constraint` chooses the candidates instead, in two banks of beams: those that may not end yet, and those that may.
     """
@@ -216,7 +216,7 @@ class Beams:
 
 
 def spread(alive: Tensor, B: int, *columns: Tensor) -> tuple[Tensor, ...]:
-    """Returns columns [A, ...] as [B, ...]: images that have left hold zeros. Notebook 06, section 3."""
+    """Returns columns [A, ...] as [B, ...]: images that have left hold zeros. Notebook 07, section 3."""
     if len(alive) == B:
         return columns
     return tuple(column.new_zeros(B, *column.shape[1:]).index_copy(0, alive, column) for column in columns)

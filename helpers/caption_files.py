@@ -159,7 +159,7 @@ def csv_form(path: Path, text: str) -> tuple[str, list[str], int]:
 
     The delimiter is the one by which image and caption appear in that line (spreadsheets in half of Europe write
     semicolons); Excel's own first line `sep=;` is passed over. Raises CaptioningError when there is none.
-    Notebook 08, section 4.
+    Notebook 09, section 4.
     """
     lines = text.split("\n")
     start = next((n for n, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line.strip())), 0)
@@ -283,7 +283,7 @@ def coco_rows(folder: Path, found: list[Path], faults: Faults) -> list[Row]:
 
 
 def names_in(folder: Path, names: Iterable[str] = ()) -> set[str]:
-    """Returns what is in `folder`, and in folders below it that `names` lead to. Notebook 08, section 1."""
+    """Returns what is in `folder`, and in folders below it that `names` lead to. Notebook 09, section 1."""
     ways = {match_key(name).rpartition("/")[0] + "/" for name in names}
     found = set()
     for place, folders, inside in os.walk(folder, followlinks=True):
@@ -296,7 +296,7 @@ def names_in(folder: Path, names: Iterable[str] = ()) -> set[str]:
 def match_key(name: str) -> str:
     """Returns a name in the one form by which names are matched: composed accents, slashes, the ending in small.
 
-    macOS decomposes accents, Windows writes backslashes, cameras write .JPG. Notebook 08, section 1.
+    macOS decomposes accents, Windows writes backslashes, cameras write .JPG. Notebook 09, section 1.
     """
     name = unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
     stem, ending = os.path.splitext(name)

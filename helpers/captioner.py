@@ -54,7 +54,7 @@ PATHS = (str, os.PathLike)
 
 
 def build_model(name: str, options: dict) -> nn.Module:
-    """Returns a new model. Raises CaptioningError on an unknown class or option. Notebook 08, section 12."""
+    """Returns a new model. Raises CaptioningError on an unknown class or option. Notebook 09, section 12."""
     if name not in CLASSES:
         raise unknown_name("model class", name, CLASSES)
     try:
@@ -115,7 +115,7 @@ def checkpoint_folder(name: str | Path) -> Path:
 def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: dict | None = None) -> Path:
     """Writes weights (fp16), tokenizer and configuration of `model` to `folder`, with hashes; returns the folder.
 
-    `config` is the training configuration; `extra` adds entries, such as measured scores. Notebook 08, section 7.
+    `config` is the training configuration; `extra` adds entries, such as measured scores. Notebook 09, section 7.
     """
     folder, encoder = Path(folder), load_encoder(config["encoder"])
     left_out = set(model.left_out())
@@ -141,7 +141,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
 def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, dict]:
     """Returns (model, configuration) of a checkpoint, verified by hash. The model is in evaluation mode, in fp32.
 
-    Raises CaptioningError when a file is missing, was changed, or does not fit the others. Notebook 08, section 6.
+    Raises CaptioningError when a file is missing, was changed, or does not fit the others. Notebook 09, section 6.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -176,7 +176,7 @@ def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
     """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
 
     It is of use where each went on from the same weights: then the mean lies in the same valley.
-    Notebook 07, section 11.
+    Notebook 08, section 11.
     """
     soup: dict[str, Tensor] = {}
     for path in paths:

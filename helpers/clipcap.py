@@ -29,7 +29,7 @@ from helpers.trunks import tag_words
 
 
 class MLPMapper(nn.Module):
-    """The first mapper of the paper (section 3.2): one hidden layer with tanh. Notebook 05, section 3.
+    """The first mapper of the paper (section 3.2): one hidden layer with tanh. Notebook 06, section 3.
 
     A single vector [B, 1, D] becomes P prefix vectors, as in the paper. A grid [B, R, D] becomes one prefix vector a
     region, the same layer for each, so that the language model itself can look around: P = R.
@@ -48,7 +48,7 @@ class MLPMapper(nn.Module):
 
 
 class MapperLayer(nn.Module):
-    """One layer of the mapper: attention without a causal mask, then two linear layers. Notebook 05, section 3."""
+    """One layer of the mapper: attention without a causal mask, then two linear layers. Notebook 06, section 3."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
@@ -70,7 +70,7 @@ class MapperLayer(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """The second mapper of the paper: learned constants gather from the image's vectors. Notebook 05, section 3.
+    """The second mapper of the paper: learned constants gather from the image's vectors. Notebook 06, section 3.
 
     A single vector is first spread over `clip_length` vectors, as in the paper; a grid gives one vector a region.
     """
@@ -102,7 +102,7 @@ TUNING = ("full", "none", "lora")
 
 @dataclass
 class State:
-    """What decoding remembers: the cache, and what the prefix predicted by itself. Notebook 05, section 6."""
+    """What decoding remembers: the cache, and what the prefix predicted by itself. Notebook 06, section 6."""
 
     cache: Any  # N rows
     prefix_length: int
@@ -111,7 +111,7 @@ class State:
 
 
 class ClipCap(nn.Module):
-    """A mapper and a causal language model, behind the captioner protocol. Notebook 05, section 6.
+    """A mapper and a causal language model, behind the captioner protocol. Notebook 06, section 6.
 
     There is no start token: the last output of the prefix predicts the first word. `tune` says what is trained beside
     the mapper: "full" tunes the language model with it, "none" leaves every weight of it as it was, "lora" adds small
@@ -254,7 +254,7 @@ class ClipCap(nn.Module):
 
 
 def new_language_model(config: dict) -> nn.Module:
-    """Returns an untrained language model of any configuration that transformers knows. Notebook 05, section 6."""
+    """Returns an untrained language model of any configuration that transformers knows. Notebook 06, section 6."""
     if is_plain_gpt2(config):
         return GPT2(config)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -264,7 +264,7 @@ def new_language_model(config: dict) -> nn.Module:
 
 
 def configuration(model: nn.Module) -> dict:
-    """Returns what `new_language_model` needs to build `model` again. Notebook 05, section 6."""
+    """Returns what `new_language_model` needs to build `model` again. Notebook 06, section 6."""
     if isinstance(model, GPT2):
         return model.config
     shape = model.config
@@ -274,7 +274,7 @@ def configuration(model: nn.Module) -> dict:
 def check_comes_back(model: nn.Module, name: str) -> None:
     """Raises CaptioningError when a tuned language model could be saved, but not be loaded again. Before training.
 
-    Notebook 05, section 6.
+    Notebook 06, section 6.
     """
     try:
         with torch.device("meta"):
@@ -287,7 +287,7 @@ def check_comes_back(model: nn.Module, name: str) -> None:
 
 
 class LowRank(nn.Module):
-    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 05, section 7."""
+    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 06, section 7."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
@@ -299,7 +299,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int) -> None:
-    """Gives the layers that make queries, keys and values a trained matrix of this rank. Notebook 05, section 7."""
+    """Gives the layers that make queries, keys and values a trained matrix of this rank. Notebook 06, section 7."""
     for name, module in list(model.named_modules()):
         if name.rsplit(".", 1)[-1] in ("c_attn", "q_proj", "v_proj", "query_key_value"):
             parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))

@@ -28,7 +28,7 @@ def middle(image: Image.Image, longest: int = 16) -> Image.Image:
     """Returns the image, its long side cut to `longest` times the short one, around the middle.
 
     Scaling the shorter side of a strip of 1 x 20,000 pixels to 224 would make an image of 3 GB, of which CLIP's own
-    preprocessing keeps the middle square. Notebook 04, section 1.
+    preprocessing keeps the middle square. Notebook 05, section 1.
     """
     width, height = image.size
     w, h = min(width, longest * height), min(height, longest * width)
@@ -41,7 +41,7 @@ class ClipEncoder(Encoder):
 
     `grid`: the last layer's tokens [B, R, D]; `pooled`: the image vector as the model gives it [B, E] (what ClipCap
     reads); `encode_image`: the same with length 1. Computes in fp32 on a CPU and in fp16 on a GPU; what comes out is
-    float32. Notebook 04, section 1.
+    float32. Notebook 05, section 1.
     """
 
     scale = 255.0
@@ -129,7 +129,7 @@ class ClipEncoder(Encoder):
 class Pooling(nn.Module):
     """A grid [B, R, D] to one vector [B, E]: the mean of all regions, plus what a few learned heads look at.
 
-    Notebook 04, section 5.
+    Notebook 05, section 5.
     """
 
     def __init__(self, width: int, joint: int, heads: int, dropout: float):
@@ -150,7 +150,7 @@ class Pooling(nn.Module):
 class TextTower(nn.Module):
     """Captions to vectors: word embeddings, a small transformer without a causal mask, the mean over the words.
 
-    Notebook 04, section 5.
+    Notebook 05, section 5.
     """
 
     def __init__(self, vocabulary_size: int, width: int, layers: int, joint: int, dropout: float, max_words: int = 32):
@@ -178,7 +178,7 @@ class TextTower(nn.Module):
 class PocketCLIP(nn.Module):
     """EfficientNet-Lite with a learned pooling on one side, a small transformer on the other.
 
-    Notebook 04, section 5.
+    Notebook 05, section 5.
     """
 
     defaults = {"version": 2, "size": 224, "joint": 512, "heads": 8, "width": 256, "layers": 2, "dropout": 0.2}
@@ -204,7 +204,7 @@ class PocketCLIP(nn.Module):
 
 
 def load_pocket_clip(folder: Path) -> PocketCLIP:
-    """Returns the model of a checkpoint, verified by hash, in evaluation mode and fp32. Notebook 04, section 1."""
+    """Returns the model of a checkpoint, verified by hash, in evaluation mode and fp32. Notebook 05, section 1."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

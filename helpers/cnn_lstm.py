@@ -242,7 +242,7 @@ def grow_vocabulary(model: nn.Module, captions: Iterable[str], min_count: int = 
 
     Words seen at least `min_count` times, most frequent first. A new word begins as a vector like the others, drawn
     from their mean and deviation, and as likely as the average word. Known words keep their numbers, so everything that
-    the model has learned stays. Give it training captions alone. Notebook 08, section 6.
+    the model has learned stays. Give it training captions alone. Notebook 09, section 6.
     """
     known: Vocabulary = model.tokenizer
     counts = Counter(word for caption in captions for word in normalise(caption) if word not in known)

@@ -28,7 +28,7 @@ class Draw:
 
     `temperature` divides the log-probabilities; `top_k` keeps the k likeliest tokens (Fan et al. 2018, section 5.4);
     `top_p` keeps the likeliest ones that together reach probability p (Holtzman et al. 2020, section 3.1), of what
-    top_k left. Notebook 06, section 7.
+    top_k left. Notebook 07, section 7.
     """
 
     temperature: float = 1.0
@@ -62,7 +62,7 @@ class Draw:
 def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
     """Returns columns [N] drawn in proportion to `weights` [N, V] >= 0: the cumulative sum inverted at `uniform` [N].
 
-    One random number a row, where the usual way (`torch.multinomial`) takes one a column. Notebook 06, section 7.
+    One random number a row, where the usual way (`torch.multinomial`) takes one a column. Notebook 07, section 7.
     """
     sums = weights.cumsum(1, dtype=torch.float64)
     below_all = sums[:, -1].nextafter(sums.new_zeros(()))  # rounding must not reach past the last weight
@@ -74,7 +74,7 @@ def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
 class Hypothesis:
     """One decoded caption. `tokens` begins with the prompt's, and ends with the end token when it is `finished`.
 
-    Notebook 06, section 5.
+    Notebook 07, section 5.
     """
 
     tokens: list[int]
@@ -135,7 +135,7 @@ def decode(
                         columns total, parent (a place among those kept before), token, log_prob, finished, kept.
 
     Raises CaptioningError on an unknown method, a setting out of range, a prompt with words that the model does not
-    know, or a model whose outputs are no numbers. Notebook 06, sections 2 to 10.
+    know, or a model whose outputs are no numbers. Notebook 07, sections 2 to 10.
     """
     if method not in METHODS:
         raise unknown_name("decoding method", method, METHODS)
@@ -179,7 +179,7 @@ def decode(
 
 
 def phrase_ids(model, words: Sequence[str]) -> list[list[int]]:
-    """Returns the tokens of those words (or phrases) that the model can say. Notebook 06, section 10."""
+    """Returns the tokens of those words (or phrases) that the model can say. Notebook 07, section 10."""
     encoded = [model.tokenizer.encode(word) for word in words]
     return [ids for ids in encoded if ids and getattr(model.tokenizer, "unknown_id", None) not in ids]
 

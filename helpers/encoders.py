@@ -53,7 +53,7 @@ class LiteEncoder(TrunkEncoder):
 
 
 class PocketClipEncoder(TrunkEncoder):
-    """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`. Notebook 04, section 2."""
+    """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`. Notebook 05, section 2."""
 
     def __init__(self, folder: str | None = None, device: str = "cpu"):
         folder = Path(folder) if folder else CHECKPOINTS / "pocket-clip"
@@ -227,13 +227,13 @@ def _write(place: Path, images: int, done: dict, part: list[str], encoded: Encod
         array.flush()
     done["rows"] += len(part)
     done["failed"] |= failed
-    write_json(place / "done.json", done)
+    write_json(place / "rows.json", done)
 
 
 def _progress(place: Path) -> dict:
     """Returns how many rows of a cache are written, and which of its images failed."""
-    if (place / "done.json").exists() and (place / "features.npy").exists():
-        return read_json(place / "done.json")
+    if (place / "rows.json").exists() and (place / "features.npy").exists():
+        return read_json(place / "rows.json")
     return {"rows": 0, "failed": {}}
 
 
@@ -264,7 +264,7 @@ def _key(encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool) -> str
 
 def _read_features(place: Path, names: list[str]) -> Features:
     """Returns the Features of a cache folder that is complete. Raises CaptioningError when it holds none."""
-    failed = read_json(place / "done.json")["failed"]
+    failed = read_json(place / "rows.json")["failed"]
     if len(failed) == len(names):
         raise CaptioningError(f"None of the {len(names)} images could be read: {'; '.join(list(failed.values())[:3])}")
     try:

@@ -32,7 +32,7 @@ from ranking.rerank import FROZEN_KIND
 
 
 class Predictions(dict[str, str]):
-    """Image -> caption. `failed`: image -> why it has none; `seconds`: the time of decoding. Notebook 07, section 9."""
+    """Image -> caption. `failed`: image -> why it has none; `seconds`: the time of decoding. Notebook 08, section 9."""
 
     failed: dict[str, str]
     seconds: float
@@ -44,7 +44,7 @@ def predict(
     """Returns the caption of each image of a split, in order; an image that cannot be read is in `.failed` instead.
 
     Images are encoded once and cached. `options` override the captioner's decoding settings, see
-    `helpers.decoding.decode`. Raises CaptioningError on a split without images. Notebook 07, section 9.
+    `helpers.decoding.decode`. Raises CaptioningError on a split without images. Notebook 08, section 9.
     """
     paths = {image: dataset.path(image) for image in dataset.images(split)}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
@@ -71,7 +71,7 @@ def diversity(captions: Mapping[str, str], train_captions: Iterable[str] | None 
     - "distinct-2": different pairs of neighbouring words over all pairs (Li et al. 2016, section 5);
     - "unseen": share of captions that no training caption equals word for word, if `train_captions` are given.
 
-    Raises CaptioningError when there are no captions. Notebook 07, section 11.
+    Raises CaptioningError when there are no captions. Notebook 08, section 11.
     """
     if not captions:
         raise CaptioningError("There are no captions to measure.")
@@ -99,7 +99,7 @@ def _thing_words() -> tuple[dict[str, str], re.Pattern]:
 
 
 def things(caption: str) -> set[str]:
-    """Returns which of the things in data/objects.json a caption names. Notebook 07, section 12."""
+    """Returns which of the things in data/objects.json a caption names. Notebook 08, section 12."""
     of, names = _thing_words()
     return {of[word] for word in names.findall(" ".join(tokenize([caption])[0]))}
 
@@ -109,7 +109,7 @@ def objects(references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, st
 
     "things": how many things at least two people named, an image and a thing each; "recall": which share of these the
     captions name; "CHAIR-i": of all things that captions name, the share that nobody named; "CHAIR-s": the share of
-    captions with such a thing. Arguments as for `helpers.metrics.evaluate`. Notebook 07, section 12.
+    captions with such a thing. Arguments as for `helpers.metrics.evaluate`. Notebook 08, section 12.
     """
     there = found = named = false = captions = 0
     for image, caption in hypotheses.items():
@@ -182,7 +182,7 @@ def leave_one_out(
     """Returns metric -> the score of one person's captions against the others', the mean over who is left out.
 
     Scored against one reference fewer than a model is, so it is a little low. Images with one caption are left out.
-    Raises CaptioningError when no image has two captions. Notebook 07, section 8.
+    Raises CaptioningError when no image has two captions. Notebook 08, section 8.
     """
     several = {image: list(captions) for image, captions in references.items() if len(captions) > 1}
     if not several:
@@ -216,7 +216,7 @@ def baselines(dataset: Dataset, split: str, encoder: Encoder, metrics: Sequence[
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the command line's parser. Notebook 07, section 9."""
+    """Returns the command line's parser. Notebook 08, section 9."""
     p = argparse.ArgumentParser(prog="python -m helpers.evaluate", description="Score a captioner on a dataset split.")
     p.add_argument("--dataset", default="pocket", help="pocket (default), flickr8k, flickr30k, coco or folder")
     p.add_argument("--data_dir", metavar="DIR", help="where the dataset is; a folder may hold only some splits")
@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read.
 
-    Notebook 07, section 9.
+    Notebook 08, section 9.
     """
     arguments = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)

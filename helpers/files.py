@@ -90,7 +90,7 @@ def cache_dir() -> Path:
 def only_one(folder: Path) -> Iterator[None]:
     """Makes `folder` and holds its lock; the operating system frees it when the process ends, however it ends.
 
-    Notebook 08, section 7, trains with several processes. Raises CaptioningError when the folder cannot be written.
+    Notebook 09, section 7, trains with several processes. Raises CaptioningError when the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk or a closed folder into one CaptioningError. Notebook 08, section 3."""
+    """Turns what the system says of a full disk or a closed folder into one CaptioningError. Notebook 09, section 3."""
     try:
         yield
     except Exception as error:
@@ -124,7 +124,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files take their places in `folder` when the block ends without an error.
 
     Until all of them are whole, `folder` stays as it was; what killed processes left is removed.
-    Notebook 08, section 3.
+    Notebook 09, section 3.
     """
     folder = Path(folder)
     with writing(folder):
@@ -151,7 +151,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path that takes the name `path` when the block ends without an error; see `whole_files`.
 
-    A reader sees the old file or the whole new one, never a part. Notebook 08, section 3.
+    A reader sees the old file or the whole new one, never a part. Notebook 09, section 3.
     """
     path = Path(path)
     with whole_files(path.parent) as part:
@@ -171,7 +171,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Writes `value` as readable JSON, whole or not at all. Notebook 08, section 3."""
+    """Writes `value` as readable JSON, whole or not at all. Notebook 09, section 3."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -196,7 +196,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a `.pt`, `.pth`, `.bin` or `.safetensors` file by name, on the CPU.
 
     Reads a state dict or `{"state_dict": …}`. Raises CaptioningError when the file is missing,
-    is something else, or holds more than tensors and plain containers: it could run a program. Notebook 04, section 1.
+    is something else, or holds more than tensors and plain containers: it could run a program. Notebook 05, section 1.
     """
     import torch
     from safetensors.torch import load_file

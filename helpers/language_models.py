@@ -33,7 +33,7 @@ USUAL = {  # entry of a configuration -> the values, first the default, that `GP
 class Cache:
     """The keys and values of what was read. The K rows of an image share them, and each knows which are its own past:
     choosing beams anew moves a few bits of `seen`, where moving the cache itself would copy megabytes at every step,
-    and what all rows have in common, such as a prefix, is kept once an image. Notebook 06, section 9."""
+    and what all rows have in common, such as a prefix, is kept once an image. Notebook 07, section 9."""
 
     def __init__(self):
         self.store: dict[int, Tensor] = {}  # layer -> keys and values, [2, B, heads, S or more, C]
@@ -84,7 +84,7 @@ class Cache:
 
 
 class Projection(nn.Module):
-    """A linear layer whose weight is stored [in, out], as GPT-2's are. Notebook 05, section 1."""
+    """A linear layer whose weight is stored [in, out], as GPT-2's are. Notebook 06, section 1."""
 
     def __init__(self, config: dict, inputs: int, outputs: int, adds: bool = False):
         """`adds`: what comes out is added to the residual stream, of which there are two a layer."""
@@ -98,7 +98,7 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each position looks at those before it in its row (Vaswani et al. 2017). Notebook 05, section 1."""
+    """Each position looks at those before it in its row (Vaswani et al. 2017). Notebook 06, section 1."""
 
     def __init__(self, config: dict, layer: int):
         super().__init__()
@@ -120,7 +120,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers at each position; each adds to what came in. Notebook 05, section 1."""
+    """Attention, then two linear layers at each position; each adds to what came in. Notebook 06, section 1."""
 
     def __init__(self, config: dict, layer: int):
         super().__init__()
@@ -138,14 +138,14 @@ class Block(nn.Module):
 
 
 class Output(NamedTuple):
-    """What a pass of `GPT2` gives back. Notebook 05, section 1."""
+    """What a pass of `GPT2` gives back. Notebook 06, section 1."""
 
     logits: Tensor  # [N, T, V]
     cache: Cache  # with which the next pass goes on
 
 
 class GPT2(nn.Module):
-    """A GPT-2 whose weights have the names that Hugging Face's `GPT2LMHeadModel` gives them. Notebook 05, section 1."""
+    """A GPT-2 whose weights have the names that Hugging Face's `GPT2LMHeadModel` gives them. Notebook 06, section 1."""
 
     def __init__(self, config: dict):
         """`config`: the content of its config.json, see `is_plain_gpt2`."""
@@ -203,14 +203,14 @@ class GPT2(nn.Module):
 
 
 def is_plain_gpt2(config: dict) -> bool:
-    """Returns whether a model with this content of config.json is one that `GPT2` computes. Notebook 05, section 1."""
+    """Returns whether a model with this content of config.json is one that `GPT2` computes. Notebook 06, section 1."""
     sizes = ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions", "eos_token_id")
     usual = all(config.get(name, values[0]) in values for name, values in USUAL.items())
     return config.get("model_type") == "gpt2" and usual and all(isinstance(config.get(name), int) for name in sizes)
 
 
 class CaptionTokenizer:
-    """Captions to token numbers and back, over a `tokenizers.Tokenizer`. Notebook 05, section 1.
+    """Captions to token numbers and back, over a `tokenizers.Tokenizer`. Notebook 06, section 1.
 
     `plain` captions are lower case without punctuation, as PocketGPT2 reads them; others keep their spelling, as a
     language model that has read the web expects. A blank stands in front, as before a word in running text.
@@ -254,7 +254,7 @@ class CaptionTokenizer:
 
 def load_language_model(name: str) -> tuple[nn.Module, CaptionTokenizer]:
     """Returns (model, tokenizer) by name, in evaluation mode: `pocket-gpt2` (shipped), a folder, or any causal language
-    model of the Hugging Face hub. Raises CaptioningError when it cannot be had. Notebook 05, section 1.
+    model of the Hugging Face hub. Raises CaptioningError when it cannot be had. Notebook 06, section 1.
     """
     from safetensors.torch import load_file
 
@@ -289,7 +289,7 @@ def _by_transformers(name: str) -> tuple[nn.Module, CaptionTokenizer]:
 
 def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
     """Returns (logits, cache) of a pass over `inputs` (`input_ids` or `inputs_embeds`, `logits_to_keep`) that goes on
-    where `cache` ends (None: at the beginning). Notebook 05, section 2."""
+    where `cache` ends (None: at the beginning). Notebook 06, section 2."""
     if isinstance(model, GPT2):
         out = model(cache=cache, **inputs)
         return out.logits, out.cache
@@ -306,7 +306,7 @@ def new_pocket_gpt2(
     positions: int = 128,
 ) -> tuple[GPT2, CaptionTokenizer]:  # fmt: skip
     """Returns an untrained GPT-2 of this shape with a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al.
-    2019) that was trained on the captions. Notebook 08, section 12."""
+    2019) that was trained on the captions. Notebook 09, section 12."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -326,7 +326,7 @@ def new_pocket_gpt2(
 
 
 def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
-    """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 08, section 12."""
+    """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 09, section 12."""
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}

@@ -156,7 +156,7 @@ def _bar(batches, epoch: int, stage: int, accelerator, progress: bool | None):
 def make_accelerator(mixed_precision: str | None = None):
     """Returns accelerate's Accelerator; bf16 where the hardware multiplies it, unless asked otherwise.
 
-    Raises CaptioningError on a precision that cannot be used here. Notebook 08, section 13.
+    Raises CaptioningError on a precision that cannot be used here. Notebook 09, section 13.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -331,7 +331,7 @@ def _check_made_from(path: Path, old: dict, new: dict) -> None:
 
 
 def begin_anew(folder: Path) -> None:
-    """Deletes the training states in `folder`, so that nothing is resumed there. Notebook 08, section 7."""
+    """Deletes the training states in `folder`, so that nothing is resumed there. Notebook 09, section 7."""
     for path in Path(folder).glob("stage*-*.safetensors"):
         path.unlink()
 

@@ -24,7 +24,7 @@ END_WORD = "<end>"
 def unwrapped(model: nn.Module) -> nn.Module:
     """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it.
 
-    Notebook 08, section 13.
+    Notebook 09, section 13.
     """
     return getattr(model, "module", model)
 
@@ -61,7 +61,7 @@ class CiderD:
     """CIDEr-D (Vedantam et al. 2015, section 3.2) with document frequencies from training captions only.
 
     A caption's end counts as a word, in the references too. Otherwise "a man in a" scores as well as a whole sentence
-    and the model learns to stop anywhere. Notebook 07, section 11.
+    and the model learns to stop anywhere. Notebook 08, section 11.
     """
 
     def __init__(self, references: dict[str, list[str]]):
@@ -101,7 +101,7 @@ class CiderD:
 def sentence_bleu4(references: Sequence[Sequence[str]], words: Sequence[str]) -> float:
     """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004).
 
-    Notebook 07, section 2.
+    Notebook 08, section 2.
     """
     mine, theirs = ngrams(words), [ngrams(reference) for reference in references]
     log_precision = 0.0
@@ -128,7 +128,7 @@ class SelfCritical:
     training would go into making it sharp, and captions short. At 0.4 the samples are near those that count.
 
     Called with a model and a `helpers.text.Batch`; returns the loss summed over tokens, their number, and the mean
-    reward. Notebook 07, section 11.
+    reward. Notebook 08, section 11.
     """
 
     references: dict[str, list[str]]
@@ -184,7 +184,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor
 
     With one caption an image this is CLIP's loss. With several, each caption has to find its one image, and each image
     shares its probability among its own captions: never each other's wrong answers (Khosla et al. 2020, eq. 2).
-    Notebook 04, section 4.
+    Notebook 05, section 4.
     """
     logits = scale * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # [B, N]
     text_to_image = F.cross_entropy(logits.T, owner)
@@ -198,7 +198,7 @@ def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1,
     """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
 
     images: [B, E], texts: [N, E], owner: [N]. What is as near as the right one stands before it, so that a model which
-    maps everything to one point scores nothing. Notebook 04, section 7.
+    maps everything to one point scores nothing. Notebook 05, section 7.
     """
     similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
     own = owner[:, None] == torch.arange(len(images), device=owner.device)  # [N, B]
@@ -213,7 +213,7 @@ def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1,
 def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
     """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes.
 
-    Notebook 04, section 8.
+    Notebook 05, section 8.
     """
     dual.eval()
     names = list(references)

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 def tokenize(captions: Iterable[str]) -> list[list[str]]:
     """Returns the words of each caption as coco-caption's PTB tokeniser gives them: lower case, no punctuation.
 
-    Notebook 07, section 1.
+    Notebook 08, section 1.
     """
     if isinstance(captions, str):
         raise CaptioningError("tokenize() takes a list of captions, not one string. Write tokenize([caption]).")
@@ -52,7 +52,7 @@ class Scored:
     """What each image brings to each score, so that any resample of the images is scored by adding rows.
 
     images: N names. rows: float64; "BLEU" [N, 10], "METEOR" [N, 23], the others [N, 1]; a metric that was skipped has
-    none. Notebook 07, section 9.
+    none. Notebook 08, section 9.
     """
 
     images: list[str]
@@ -89,13 +89,13 @@ def evaluate(references: References, hypotheses: Captions, metrics: Sequence[str
     references: image -> its captions; hypotheses: image -> one caption; metrics: names of METRICS ("BLEU" for all
     four), None for all. A metric that cannot be had (METEOR without Java, CIDEr on too few images) is None, and the
     log says why. Raises CaptioningError on an unknown metric, on images without both kinds of captions, and on too few
-    images where CIDEr was asked for by name. Notebook 07, section 2.
+    images where CIDEr was asked for by name. Notebook 08, section 2.
     """
     return score_images(references, hypotheses, metrics).scores()
 
 
 def score_images(references: References, hypotheses: Captions, metrics: Sequence[str] | None = None) -> Scored:
-    """Returns what each image brings to each score; arguments and errors as for `evaluate`. Notebook 07, section 3."""
+    """Returns what each image brings to each score; arguments and errors as for `evaluate`. Notebook 08, section 3."""
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
@@ -127,7 +127,7 @@ def score_images(references: References, hypotheses: Captions, metrics: Sequence
 
 def bleu_counts(refs: Mapping[str, list[list[str]]], hyps: Mapping[str, list[str]]) -> np.ndarray:
     """Returns float64 [N, 10]: n-grams of the caption that the references have (n = 1..4), all its n-grams, its length,
-    and the reference length closest to it (Papineni et al. 2002, section 2). Notebook 07, section 2."""
+    and the reference length closest to it (Papineni et al. 2002, section 2). Notebook 08, section 2."""
     from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
     rows = []
@@ -139,7 +139,7 @@ def bleu_counts(refs: Mapping[str, list[list[str]]], hyps: Mapping[str, list[str
 
 
 def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
-    """Returns BLEU-1..4 [..., 4] from counts [..., 10], of one image or summed over images. Notebook 07, section 2."""
+    """Returns BLEU-1..4 [..., 4] from counts [..., 10], of one image or summed over images. Notebook 08, section 2."""
     matches, grams, length, reference = counts[..., 0:4], counts[..., 4:8], counts[..., 8], counts[..., 9]
     # coco-caption's guards against division by zero; its scores of a few short captions are not equal without them
     precision = (matches + 1e-15) / (grams + 1e-9)
@@ -152,7 +152,7 @@ def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, 
     """Returns METEOR's 23 counts an image, float64 [N, 23], from the program that pycocoevalcap carries.
 
     Captions are tokenised. All lines go in at once: a program that dies is not waited for, but raises CaptioningError.
-    Notebook 07, section 4.
+    Notebook 08, section 4.
     """
     import pycocoevalcap.meteor.meteor as meteor
 
@@ -173,7 +173,7 @@ def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, 
 
 
 def meteor_from_counts(counts: np.ndarray) -> np.ndarray:
-    """Returns METEOR [...] from counts [..., 23], of one image or summed over images. Notebook 07, section 4."""
+    """Returns METEOR [...] from counts [..., 23], of one image or summed over images. Notebook 08, section 4."""
     lengths, functions = counts[..., 0:2], counts[..., 2:4]  # [..., 2]: of the caption, of the reference
     matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)  # match, content or function, caption or reference
     chunks, matched = counts[..., 20], counts[..., 21:23]
@@ -209,7 +209,7 @@ def _check_images(references: References, hypotheses: Captions) -> None:
 def bootstrap(scored: Scored, samples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Returns metric -> (low, high): the 95 % percentile interval of its score over resampled images.
 
-    Efron and Tibshirani 1993, chapter 13. Raises CaptioningError on fewer than two images. Notebook 07, section 9.
+    Efron and Tibshirani 1993, chapter 13. Raises CaptioningError on fewer than two images. Notebook 08, section 9.
     """
     values = scored.weighted(_resamples(len(scored.images), samples, seed))
     return {name: tuple(np.percentile(v, [2.5, 97.5]).tolist()) for name, v in values.items()}
@@ -221,7 +221,7 @@ def compare(first: Scored, second: Scored, samples: int = 1000, seed: int = 0) -
     low, high: the paired 95 % bootstrap interval of the difference (Koehn 2004, section 4). p, two-sided: how often
     swapping the models' captions on a random half of the images gives a difference as large (approximate
     randomisation, Riezler and Maxwell 2005, section 4). Raises CaptioningError when the images differ.
-    Notebook 07, section 9.
+    Notebook 08, section 9.
     """
     if sorted(first.images) != sorted(second.images):
         raise CaptioningError("The two models captioned different images; a paired test needs the same ones.")
@@ -257,7 +257,7 @@ def _resamples(images: int, samples: int, seed: int) -> np.ndarray:
 def read_hypotheses(path: str | Path) -> dict[str, str]:
     """Returns image -> caption, which may be empty, from `image<TAB>caption` lines or COCO's result JSON.
 
-    Raises CaptioningError on another format, or a second caption for an image. Notebook 07, section 9.
+    Raises CaptioningError on another format, or a second caption for an image. Notebook 08, section 9.
     """
     captions: dict[str, str] = {}
     for image, caption in _read_pairs(path):
@@ -270,7 +270,7 @@ def read_hypotheses(path: str | Path) -> dict[str, str]:
 def read_references(path: str | Path) -> dict[str, list[str]]:
     """Returns image -> its captions from `image<TAB>caption` lines that repeat the image, or COCO's annotations.
 
-    Flickr8k's `photo.jpg#0` is understood. Raises CaptioningError on another format. Notebook 07, section 9.
+    Flickr8k's `photo.jpg#0` is understood. Raises CaptioningError on another format. Notebook 08, section 9.
     """
     references: dict[str, list[str]] = {}
     for image, caption in _read_pairs(path):
@@ -296,7 +296,7 @@ def _read_pairs(path: str | Path) -> list[tuple[str, str]]:
 def table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None = None, digits: int = 3):
     """Returns a pandas DataFrame of text: a line a model, a column a metric, an interval in brackets behind its score.
 
-    rows: model -> metric -> score or None; intervals: model -> metric -> (low, high). Notebook 07, section 9.
+    rows: model -> metric -> score or None; intervals: model -> metric -> (low, high). Notebook 08, section 9.
     """
     import pandas as pd
 
@@ -309,7 +309,7 @@ def table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None =
 
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores captions, and prints a table or one JSON object. Notebook 07, section 9."""
+    """Scores captions, and prints a table or one JSON object. Notebook 08, section 9."""
     parser = argparse.ArgumentParser(prog="python -m helpers.metrics", description="Score existing captions.")
     parser.add_argument("--hypotheses", required=True, metavar="FILE", help="image<TAB>caption lines or COCO results")
     parser.add_argument("--references", required=True, metavar="FILE", help="the same, several captions an image")

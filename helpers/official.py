@@ -30,7 +30,7 @@ def fetch(name: str) -> tuple[ClipCap, dict]:
     """Returns the official captioner called `name` and its configuration, as `captioner.save_checkpoint` takes them.
 
     Says first what is fetched, how large it is, and under which licence; a broken download goes on where it stopped.
-    Raises CaptioningError, in one line, when something cannot be had. Notebook 05, section 1.
+    Raises CaptioningError, in one line, when something cannot be had. Notebook 06, section 1.
     """
     repository, file = OFFICIAL[name]
     path = by_hand = cache_dir() / "official" / file
@@ -64,7 +64,7 @@ def read_weights(path: str | Path, encoder: str = CLIP, language_model: str = GP
     GPT-2 that was tuned with it, in fp32 or fp16, alone or in a LightningModule.
 
     `encoder` and `language_model`: what it was trained with. Raises CaptioningError when the file holds something else,
-    or the encoder's vector is not as wide as the mapper's input. Notebook 05, section 1.
+    or the encoder's vector is not as wide as the mapper's input. Notebook 06, section 1.
     """
     mapper, reader = {}, {}
     for name, value in load_weights(path).items():

@@ -121,7 +121,7 @@ def _sign(char: str) -> str:
 def ptb_tokenize(caption: str) -> tuple[str, ...]:
     """Returns the words of one caption, lower case, without punctuation, as coco-caption's PTBTokenizer gives them.
 
-    Notebook 07, section 1.
+    Notebook 08, section 1.
     """
     text = caption if caption.isascii() else "".join(char if char.isascii() else _sign(char) for char in caption)
     words: list[str] = []

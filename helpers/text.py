@@ -33,7 +33,7 @@ _NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 
 
 def ngrams(words: Sequence[str]) -> list[Counter]:
-    """Returns how often each n-gram occurs, a Counter for each order. Notebook 07, section 2."""
+    """Returns how often each n-gram occurs, a Counter for each order. Notebook 08, section 2."""
     return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
 
 
@@ -50,7 +50,7 @@ def normalise(caption: str) -> list[str]:
 def without_blanks(captions: Iterable[str]) -> str:
     """Returns a warning if most captions are of a script without blanks (Thai, Chinese) and about one word; else "".
 
-    Each caption would be one word of the vocabulary, seen once. Notebook 08, section 6.
+    Each caption would be one word of the vocabulary, seen once. Notebook 09, section 6.
     """
     words = [found for found in map(normalise, captions) if found]
     long = [found for found in words if _NO_BLANKS.search(found[0]) and sum(map(len, found)) / len(found) >= 5]

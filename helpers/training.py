@@ -192,7 +192,7 @@ def train(
     """Trains what a configuration (a dict with KEYS, or a JSON file) describes, and writes the checkpoint.
 
     Returns the Run, with the best model of the last stage (or the mean of some) and the history of all. A run that was
-    killed goes on; `restart` begins anew. `prepared`: see `prepare`. Notebook 08, section 7.
+    killed goes on; `restart` begins anew. `prepared`: see `prepare`. Notebook 09, section 7.
     """
     config = dict(read_json(config)) if isinstance(config, (str, Path)) else dict(config)
     accelerator = loop.make_accelerator(config.get("mixed_precision"))
@@ -213,7 +213,7 @@ def train(
 
 
 def check(config: dict) -> None:
-    """Raises CaptioningError on a key that is missing or not known. Notebook 08, section 7."""
+    """Raises CaptioningError on a key that is missing or not known. Notebook 09, section 7."""
     for key in config:
         if key not in KEYS:
             raise unknown_name("configuration key", key, KEYS)
@@ -229,7 +229,7 @@ def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cac
     """Returns the Run that the configuration describes: data read, images encoded, model built.
 
     `dataset` and `encode` stand in for the dataset that is named and for `cache_features`, as configs/cluster/shards.py
-    does. Prints to standard error what the reader mended or left out. Notebook 08, section 7.
+    does. Prints to standard error what the reader mended or left out. Notebook 09, section 7.
     """
     from accelerate import PartialState
 
@@ -293,7 +293,7 @@ def fine_tuning(
     checkpoint: a shipped name or a folder; encoder, kind of features and decoding are taken from it. dataset: arguments
     of `load_dataset`, such as {"name": "folder", "data_dir": "my_photos"}. output: the folder of the new checkpoint,
     whose name it takes. min_count: how often a new word has to occur before a CNN-LSTM learns it. `stage` overrides
-    FINE_TUNING. Raises CaptioningError when there is no such checkpoint. Notebook 08, section 7.
+    FINE_TUNING. Raises CaptioningError when there is no such checkpoint. Notebook 09, section 7.
     """
     known = read_json(checkpoint_folder(checkpoint) / "config.json")
     kind = known["encoder"]["kind"]
@@ -315,7 +315,7 @@ def fine_tuning(
 def check_fit(config: dict, known: dict) -> None:
     """Raises CaptioningError when a training configuration would feed a checkpoint other features than it knows.
 
-    Notebook 08, section 7.
+    Notebook 09, section 7.
     """
     wanted = {"encoder": known["encoder"]["name"], "features": known["encoder"]["kind"].removesuffix(MIRROR)}
     given = {"encoder": config["encoder"], "features": config.get("features", "grid")}
@@ -328,7 +328,7 @@ def check_fit(config: dict, known: dict) -> None:
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    """Trains a captioner, or fine-tunes one on a folder of photos. Notebook 08, section 11."""
+    """Trains a captioner, or fine-tunes one on a folder of photos. Notebook 09, section 11."""
     parser = argparse.ArgumentParser(prog="python -m helpers.training", description="Train a captioner.")
     parser.add_argument("config", nargs="?", help="a JSON configuration; or fine-tune with the next three options")
     parser.add_argument("--start_from", help="a captioner in data/checkpoints/, or its folder")

@@ -109,7 +109,7 @@ class LiteTrunk(nn.Module):
 def imagenet_head(version: int) -> nn.Linear:
     """Returns the frozen last layer of the pretrained network: the pooled vector [B, 1280] to 1000 classes.
 
-    Notebook 04, section 6.
+    Notebook 05, section 6.
     """
     weights = torch.load(pretrained_weights(version), map_location="cpu", weights_only=True)
     head = nn.Linear(WIDTH, 1000)
@@ -128,7 +128,7 @@ def class_words() -> tuple[list[str], Tensor]:
     """Returns words that captions use for ImageNet's classes, and which of the classes each names, [1000, words].
 
     A tabby is a cat and a ram a sheep ("entry-level categories", Ordonez et al. 2013). data/imagenet_words.json says
-    where its words are from. Notebook 05, section 5.
+    where its words are from. Notebook 06, section 5.
     """
     names = read_json(ROOT / "data" / "imagenet_words.json")["words"]
     words = sorted(set(filter(None, names)))
@@ -138,7 +138,7 @@ def class_words() -> tuple[list[str], Tensor]:
 def tag_words(pooled: Tensor, count: int) -> list[list[str]]:
     """Returns for each image at most `count` words for what the ImageNet classifier is sure to see, surest first.
 
-    pooled: vectors [B, 1280] of the frozen EfficientNet-Lite2. Notebook 05, section 5.
+    pooled: vectors [B, 1280] of the frozen EfficientNet-Lite2. Notebook 06, section 5.
     """
     words, names = class_words()
     with torch.no_grad():
@@ -229,7 +229,7 @@ class Encoder:
 
 
 class TrunkEncoder(Encoder):
-    """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 04, section 8."""
+    """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 05, section 8."""
 
     @property
     def mean(self) -> tuple[float]:

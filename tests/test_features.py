@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on_after_the_last_batch(photos, tmp_path, images) -> 
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    done = [read_json(path)["rows"] for path in (tmp_path / "cache").rglob("done.json")] or [0]
+    done = [read_json(path)["rows"] for path in (tmp_path / "cache").rglob("rows.json")] or [0]
     encoder = Tiny()
     assert_right(cache_features(encoder, photos), photos)
     assert encoder.encoded == 40 - done[0]  # nothing that was marked as done is done again

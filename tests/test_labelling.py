@@ -1,4 +1,4 @@
-"""Notebook 08's labelling cell without a browser: its source runs as it stands, buttons are pressed, the CSV read."""
+"""Notebook 09's labelling cell without a browser: its source runs as it stands, buttons are pressed, the CSV read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.datasets import read_folder
 from helpers.files import CaptioningError
 from helpers.images import list_images
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08_your_own_data.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "09_your_own_data.ipynb"
 SPACE: dict = {"csv": csv, "Path": Path, "CaptioningError": CaptioningError, "list_images": list_images}
 for code in nbformat.read(NOTEBOOK, as_version=4).cells:
     if code.id in ("labelling-line", "labelling-file", "labelling-cell"):

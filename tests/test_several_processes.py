@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, monkeypatch) -> None:
         assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
     losses = [float(row["train_loss"]) for row in rows["one"]]
     assert losses[0] > losses[1] > losses[2]
-    (shared,) = (tmp_path / "two").rglob("done.json")  # the processes shared the work, and one array came out
+    (shared,) = (tmp_path / "two").rglob("rows.json")  # the processes shared the work, and one array came out
     (alone,) = (tmp_path / "one" / "features").rglob("features.npy")
     assert np.allclose(np.load(alone), np.load(shared.parent / "features.npy"), atol=1e-2)
     saved = {path.name for path in (tmp_path / "two-run").iterdir()}

@@ -1,4 +1,4 @@
-"""How the shipped PocketCLIP and PocketGPT2 were made; notebooks 04 and 08 use the same two functions on less data.
+"""How the shipped PocketCLIP and PocketGPT2 were made; notebooks 05 and 09 use the same two functions on less data.
 
     python -m configs.pocket.pretraining data/checkpoints/pocket-clip/training.json [--ship]
 
@@ -51,7 +51,7 @@ PRETRAINING = {"epochs": 12, "weight_decay": 0.1, "warmup_steps": 100, "beta2": 
 
 @dataclass
 class Chosen:
-    """The images of a batch and what belongs to them. Notebook 04, section 8."""
+    """The images of a batch and what belongs to them. Notebook 05, section 8."""
 
     images: list[str]
     given: tuple
@@ -65,7 +65,7 @@ class Batches:
     """Shuffled batches for `loop.fit`; the last incomplete one is dropped unless it is the only one.
 
     make(names, chance) gives what a batch holds. Epoch `e` of seed `s` is the same after every restart.
-    Notebook 04, section 8.
+    Notebook 05, section 8.
     """
 
     def __init__(self, names: Sequence[str], size: int, seed: int, make: Callable[[list[str], random.Random], tuple]):
@@ -98,7 +98,7 @@ def documents(references: dict[str, list[str]], tokenizer: CaptionTokenizer, cha
     """Yields one list of token numbers an image: its captions, each closed by the end token, shuffled by `chance`.
 
     Captions of one image stand together so that what comes before says something about what follows. A language model
-    trained so has learned to read its context, and a prefix is a context. Notebook 08, section 12.
+    trained so has learned to read its context, and a prefix is a context. Notebook 09, section 12.
     """
     for captions in references.values():
         order = chance.sample(captions, len(captions)) if chance else captions
@@ -123,7 +123,7 @@ def pretrain(
     """Trains `model` on the captions' text and leaves the weights of the best epoch in it; returns the history.
 
     settings: over PRETRAINING and `loop.SETTINGS`. Columns: those of `loop.fit`, dev_loss and dev_perplexity (per
-    token). Resumes from `folder`. Notebook 08, section 12.
+    token). Resumes from `folder`. Notebook 09, section 12.
     """
     accelerator, longest = loop.make_accelerator(), model.config["n_positions"]
 
@@ -183,7 +183,7 @@ def fine_tune(
     `image_side` takes, augmented when `chance` is given. A `captioner` reading the same grid may be trained beside
     it, its word loss added with `caption_weight` (Yu et al. 2022, "CoCa"): the grid then learns words, not only which
     picture is which. settings: over FINE_TUNING and `loop.SETTINGS`. With a `folder` a killed run resumes. The last
-    (averaged) weights are kept. Notebook 04, section 8.
+    (averaged) weights are kept. Notebook 05, section 8.
     """
     accelerator, home = loop.make_accelerator(), dual.logit_scale.device
     both = nn.ModuleDict({"dual": dual} | ({"captioner": captioner} if captioner is not None else {}))
@@ -230,7 +230,7 @@ def dual_encoder(encoder, train_trunk: bool = False) -> tuple[PocketCLIP, str]:
     """Returns the PocketCLIP behind an encoder, for `fine_tune`, and the kind of cached feature that its image side
     takes: the grid, or the output of the trunk's first half where the second is trained too.
 
-    Raises CaptioningError when the encoder is none of ours. Notebook 04, section 4.
+    Raises CaptioningError when the encoder is none of ours. Notebook 05, section 4.
     """
     if not isinstance(getattr(encoder, "model", None), PocketCLIP):
         raise CaptioningError(f"{encoder.name} cannot be tuned here. Use pocket-clip, or the folder of one.")
