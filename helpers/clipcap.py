@@ -268,7 +268,7 @@ def configuration(model: nn.Module) -> dict:
     if isinstance(model, GPT2):
         return model.config
     shape = model.config
-    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": shape.eos_token_id}
+    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": getattr(shape, "eos_token_id", None)}
 
 
 def check_comes_back(model: nn.Module, name: str) -> None:

@@ -52,13 +52,12 @@ class Jobs:
 
 
 def encode(folder: str, photos: str, log: str) -> dict:
-    """Encodes 64 small photos in blocks of 8, with a pause at each batch, and notes how many went through."""
-    from helpers import features
+    """Encodes 64 small photos, with a pause at each batch of four, and notes how many went through."""
+    from helpers.encoders import cache_features
     from tests.test_features import Tiny
 
-    features.BLOCK = 8
     paths = {path.name: path for path in sorted(Path(photos).iterdir())}
-    made = features.cache_features(Tiny(log=Path(log), pause=0.02), paths, batch_size=4, folder=Path(folder))
+    made = cache_features(Tiny(log=Path(log), pause=0.02), paths, batch_size=4, folder=Path(folder))
     return {"names": made.names, "hash": hashlib.sha256(made.array.tobytes()).hexdigest()}
 
 

@@ -64,15 +64,15 @@ def test_encoding(jobs, photos, tmp_path) -> None:
     expected = jobs.run({"work": "encode", "folder": str(whole), "photos": str(photos), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["names"]) == 64
     job = {"work": "encode", "folder": str(broken), "photos": str(photos), "log": str(log)}
-    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken), "**/blocks/*.json")
+    anew = killed_runs(jobs, job, expected["seconds"], broken, lambda: age_what_was_left(broken), "**/rows.json")
     answer = jobs.run(job)
     assert (answer["names"], answer["hash"]) == (expected["names"], expected["hash"])
     encoded = sum(map(int, log.read_text().split()))
-    assert encoded <= 64 * (anew + 1) + 8 * (AT_RANDOM + AMID)  # at each kill one block of 8 is lost and no more
+    assert encoded <= 64 * (anew + 1) + 4 * (AT_RANDOM + AMID)  # at each kill one batch of 4 is lost and no more
 
 
 def test_training(jobs, tmp_path) -> None:
-    """Two stages, with dropout, averaging, scheduled sampling and draws: bit-identical weights and history."""
+    """Two stages, with dropout, averaging and draws: bit-identical weights and history."""
     expected = jobs.run({"work": "train", "folder": str(tmp_path / "whole"), "log": str(tmp_path / "l")})
     assert expected["status"] == "done" and len(expected["history"]) == 6, expected
     broken, log = tmp_path / "broken", tmp_path / "log"

@@ -84,7 +84,7 @@ def test_long_captions_are_cut_and_still_end() -> None:
 
 
 def test_features_of_other_images_are_refused() -> None:
-    with pytest.raises(CaptioningError, match="split and the feature cache"):
+    with pytest.raises(CaptioningError, match="do split and cache belong together"):
         CaptionBatches(world("x"), [features("t")], vocabulary(), start_id=START, end_id=2)
 
 
