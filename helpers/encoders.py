@@ -26,6 +26,7 @@ from helpers.clips import ClipEncoder, load_pocket_clip
 from helpers.files import (
     CHECKPOINTS,
     CaptioningError,
+    atomic_write,
     cache_dir,
     only_one,
     read_json,
@@ -221,7 +222,8 @@ def _write(place: Path, images: int, done: dict, part: list[str], encoded: Encod
     if values is not None:
         if not file.exists():
             shape = (images, *values.shape[1:])
-            np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+            with atomic_write(file) as temporary:  # a kill leaves no half of a file
+                np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape).flush()
         array = np.load(file, mmap_mode="r+")
         array[[done["rows"] + part.index(name) for name in good]] = values.half().numpy()
         array.flush()
