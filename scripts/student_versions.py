@@ -20,7 +20,7 @@ from notebook_tools import FOLDER, ROOT, clean, find_notebooks
 
 ANSWER = "# Your answer."
 _HEADING = re.compile(r"^## (\d+)\b", re.M)
-_TEACHERS = re.compile(r"^(Solutions[^\n]*`[^`\n]*solutions/[^`\n]*`|\[!\[Open in Colab\]|# NBVAL_)[^\n]*\n*", re.M)
+_TEACHERS = re.compile(r"^(Solutions[^\n]*`[^`\n]*solutions/[^`\n]*`|\[!\[Open in Colab\])[^\n]*\n*", re.M)
 
 
 def questions(book: nbformat.NotebookNode) -> dict[int, str]:
@@ -33,7 +33,6 @@ def questions(book: nbformat.NotebookNode) -> dict[int, str]:
 
 def divide(source: str, first: bool) -> tuple[str, str]:
     """Returns the answer and the test in a cell of a solution; `first`: nothing of its exercise stands before it."""
-    source = re.sub(r"^# NBVAL_\w+\n", "", source, flags=re.M)
     body = ast.parse(source).body
     tests = [place for place, node in enumerate(body) if "assert" in ast.unparse(node).split("(")[0].split(" ")[0]]
     if source.startswith("# Check") or (tests and not first and (len(tests) > 1 or tests[0] <= 2)):

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from notebook_tools import clean, compared_cells, faults, find_notebooks
+from notebook_tools import COMPARED, clean, compared_cells, faults, find_notebooks
 from refresh_notebooks import refresh
 
 CODE = ('print("one")', "1 + 1", 'import os\nos.environ.get("COLOUR", "three")')
@@ -22,7 +22,7 @@ CODE = ('print("one")', "1 + 1", 'import os\nos.environ.get("COLOUR", "three")')
 
 def fresh() -> nbformat.NotebookNode:
     """A notebook that was not executed."""
-    cells = [new_code_cell(f"# NBVAL_CHECK_OUTPUT\n{code}", id=f"cell-{n}") for n, code in enumerate(CODE)]
+    cells = [new_code_cell(code, id=f"cell-{n}", metadata={"tags": [COMPARED]}) for n, code in enumerate(CODE)]
     return clean(new_notebook(cells=[new_markdown_cell("# A small notebook", id="title"), *cells]))
 
 
@@ -120,7 +120,7 @@ def test_nbval_compares_what_is_marked_and_nothing_else(good: Path, root: Path) 
     nbformat.write(book, good)
     output = run()
     assert "1 failed" in output and "2 passed" in output and "blue" in output  # the third cell says 'three'
-    book.cells[3].source = book.cells[3].source.replace("# NBVAL_CHECK_OUTPUT\n", "")
+    book.cells[3].metadata.tags = []
     nbformat.write(book, good)
     assert "3 passed" in run()
 

@@ -14,7 +14,7 @@ from student_versions import ANSWER, main, student_version
 ASK = "## Exercises\n\nSolutions: `notebooks/solutions/09.ipynb`.\n\n1. Write `double`.\n2. Halve it.\n\n## End"
 FULL = new_notebook(cells=[
     new_markdown_cell("# 09 A title\n[![Open in Colab](https://a/b.svg)](https://a/b)"),
-    new_code_cell("# NBVAL_CHECK_OUTPUT\nprint(1)"), new_markdown_cell(ASK),
+    new_code_cell("print(1)"), new_markdown_cell(ASK),
 ])  # fmt: skip
 SOLUTIONS = new_notebook(cells=[
     new_markdown_cell("# Solutions"), new_code_cell("import math"), new_markdown_cell("## 1 Double"),
