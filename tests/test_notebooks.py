@@ -76,7 +76,11 @@ def private_path(book):
 
 
 def unmarked(book):
-    book.cells[1].source = "print('one')"
+    book.cells[1].metadata.tags = []
+
+
+def marked_in_sight(book):
+    book.cells[1].source = "# NBVAL_CHECK_OUTPUT\nprint('one')"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,7 @@ def unmarked(book):
         (long_cell, "cell 2 has 41 lines"),
         (private_path, "folder of one machine"),
         (unmarked, "2 cells is compared, fewer than 3"),
+        (marked_in_sight, "cell 2: what nbval compares is said by the tag"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or "message",
 )
