@@ -95,10 +95,8 @@ def available() -> list[str]:
 
 
 def checkpoint_folder(name: str | Path) -> Path:
-    """Returns the folder of a checkpoint, given a shipped name or a path; `official.OFFICIAL` are fetched on first use.
-
-    Notebook 00, section 3.
-    """
+    """Returns the folder of a checkpoint, given a shipped name or a path; those of `official.OFFICIAL` are fetched.
+    Notebook 00, section 3."""
     shipped = CHECKPOINTS / str(name)
     folder = shipped if Path(str(name)).name == str(name) and shipped.is_dir() else Path(name)
     if str(name) in OFFICIAL and not folder.exists():
@@ -173,11 +171,8 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
 
 
 def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
-    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022).
-
-    It is of use where each went on from the same weights: then the mean lies in the same valley.
-    Notebook 08, section 11.
-    """
+    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022), of use where each
+    went on from the same weights. Notebook 08, section 11."""
     soup: dict[str, Tensor] = {}
     for path in paths:
         load_state(path, model)

@@ -25,11 +25,8 @@ OPENAI = {  # the names that OpenAI gave them -> where they are on the hub
 
 
 def middle(image: Image.Image, longest: int = 16) -> Image.Image:
-    """Returns the image, its long side cut to `longest` times the short one, around the middle.
-
-    Scaling the shorter side of a strip of 1 x 20,000 pixels to 224 would make an image of 3 GB, of which CLIP's own
-    preprocessing keeps the middle square. Notebook 05, section 1.
-    """
+    """Returns the image, its long side cut to `longest` times the short one: CLIP's own preprocessing would scale a
+    strip of 1 x 20,000 pixels to 3 GB, and keep the middle square. Notebook 05, section 1."""
     width, height = image.size
     w, h = min(width, longest * height), min(height, longest * width)
     left, top = (width - w) // 2, (height - h) // 2

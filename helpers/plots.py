@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -28,6 +30,9 @@ CYCLE = [COLOURS[name] for name in ("blue", "orange", "green", "red", "purple", 
 WIDTH = 9.0  # inches, of every figure that has no reason to be narrower
 DPI = 100
 TEXT = 9.0  # points, of captions below photos
+# Fonts for letters that DejaVu Sans lacks, the first installed one that has them: Devanagari, Thai, Chinese ...
+WIDER = ("Noto Sans", "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai",
+         "Noto Sans Arabic", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei")  # fmt: skip
 SIDE = 224  # pixels a side at which a photo with a map over it is drawn
 Photo = Image.Image | str | Path
 
@@ -37,9 +42,10 @@ def use_style() -> None:
 
     Text is drawn as typed: a caption may hold two $, which matplotlib would read as a formula. Notebook 00, section 1.
     """
+    installed = set(font_manager.get_font_names())
     mpl.rcParams.update({
         "figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white", "figure.constrained_layout.use": True,
-        "font.size": 10, "font.family": "DejaVu Sans", "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"],
+        "font.size": 10, "font.family": ["DejaVu Sans", *(name for name in WIDER if name in installed)], "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"],
         "axes.titlesize": 11, "axes.titlelocation": "left", "axes.prop_cycle": mpl.cycler(color=CYCLE),
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
         "grid.color": COLOURS["pale"], "grid.linewidth": 0.8, "legend.frameon": False, "lines.linewidth": 2,
@@ -55,7 +61,11 @@ def show(figure: Figure, alt: str) -> None:
     from IPython.display import display
 
     raw = io.BytesIO()
-    figure.savefig(raw, format="png", dpi=DPI)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(raw, format="png", dpi=DPI)
+    if any("missing from font" in str(warning.message) for warning in caught):  # matplotlib warns once a letter
+        print("No font here has all letters of this figure: install Noto Sans (fonts-noto) and begin anew.")
     picture, packed = Image.open(raw).convert("RGB"), io.BytesIO()
     photos = any(axes.images for axes in figure.axes)
     if photos:

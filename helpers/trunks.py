@@ -174,11 +174,8 @@ class Encoder:
 
     @property
     def preprocessing(self) -> dict:
-        """How photos are made ready, in words and numbers; every checkpoint keeps it, and is checked against it.
-
-        A photo of any shape is squeezed to `size` x `size` pixels (resize "squeeze"), or its shorter side is scaled to
-        `size` and the middle cut out ("crop"). A pixel value x from 0 to 255 becomes (x / scale - mean) / deviation,
-        with one number for all colours or one for each.
+        """How photos are made ready: squeezed to a square or cropped, then (x / scale - mean) / deviation. Every
+        checkpoint keeps it, and is checked against it.
         """
         entry = {name: getattr(self, name) for name in ("size", "resize", "interpolation", "scale")}
         numbers = {"mean": self.mean, "deviation": self.deviation}

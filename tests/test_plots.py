@@ -96,3 +96,20 @@ def test_training_has_a_colour_a_run_and_a_line_between_stages() -> None:
     assert list(left.lines[2].get_xdata()) == [1.5, 1.5] and left.lines[3].get_color() != left.lines[0].get_color()
     alone = plots.training_curves(rows).axes[0]
     assert alone.lines[0].get_label() == "train"
+
+
+def test_letters_that_no_font_has_are_one_line(capsys, monkeypatch) -> None:
+    plots.use_style()
+    monkeypatch.setitem(plots.mpl.rcParams, "font.family", ["DejaVu Sans"])
+    plots.show(plots.word_bars(["कुत्ता", "घास"], [0.5, 0.4]), "Two words.")
+    assert capsys.readouterr().out.count("No font here has all letters of this figure") == 1
+    plots.show(plots.word_bars(["chien"], [0.5]), "One word.")
+    assert "No font" not in capsys.readouterr().out
+
+
+def test_a_wider_font_is_used_where_it_is_installed(monkeypatch) -> None:
+    monkeypatch.setattr(plots.font_manager, "get_font_names", lambda: ["DejaVu Sans", "Noto Sans Thai", "Comic Neue"])
+    plots.use_style()
+    assert plots.mpl.rcParams["font.family"] == ["DejaVu Sans", "Noto Sans Thai"]
+    monkeypatch.undo()
+    plots.use_style()
