@@ -42,10 +42,10 @@ def use_style() -> None:
 
     Text is drawn as typed: a caption may hold two $, which matplotlib would read as a formula. Notebook 00, section 1.
     """
-    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in WIDER if name in font_manager.get_font_names())]
     mpl.rcParams.update({
         "figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white", "figure.constrained_layout.use": True,
-        "font.size": 10, "font.family": ["DejaVu Sans", *(name for name in WIDER if name in installed)], "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"],
+        "font.size": 10, "font.family": fonts, "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"],
         "axes.titlesize": 11, "axes.titlelocation": "left", "axes.prop_cycle": mpl.cycler(color=CYCLE),
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
         "grid.color": COLOURS["pale"], "grid.linewidth": 0.8, "legend.frameon": False, "lines.linewidth": 2,

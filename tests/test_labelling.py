@@ -114,3 +114,11 @@ def test_a_captioner_may_suggest(folder: Path) -> None:
     assert cell.text.value == "a blue field" and asked == ["photo1.png"]
     cell.save.click()
     assert Labels(folder).captions("photo1.png") == ["a blue field"]
+
+
+@pytest.mark.parametrize("part", ["images", "Images"])
+def test_photos_may_lie_in_a_folder_of_their_own(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).mkdir()
+    Image.new("RGB", (90, 60), "blue").save(tmp_path / part / "one.jpg")
+    write(LabellingCell(tmp_path), "a blue wall")
+    assert read_folder(tmp_path).references() == {"one.jpg": ["a blue wall"]}
