@@ -8,8 +8,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -212,11 +210,3 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     assert (tmp_path / "photos" / "mine.jpg").read_bytes() == b"mine" and (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ValueError, match="3 to 99,999"):
         generate(tmp_path / "pocket", 2, 128)
-
-
-def test_the_command_draws_and_names_what_is_wrong(tmp_path):
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "pocket_scenes", tmp_path / "pocket", "--size", "48", "--images"]
-    assert subprocess.run([*command, "3"], cwd=root).returncode == 0 and (tmp_path / "pocket" / "captions.txt").exists()
-    failed = subprocess.run([*command, "1"], cwd=root, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: Pocket Scenes has 3 to 99,999 images")
