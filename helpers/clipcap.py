@@ -25,7 +25,6 @@ from helpers.language_models import (
     load_language_model,
     read_on,
 )
-from helpers.trunks import tag_words
 
 
 class MLPMapper(nn.Module):
@@ -117,9 +116,6 @@ class ClipCap(nn.Module):
     the mapper: "full" tunes the language model with it, "none" leaves every weight of it as it was, "lora" adds small
     trained matrices to it (Hu et al. 2021). `end_id` is the token that ends a caption, the language model's own by
     default; weights from elsewhere may have been trained to end with another one, such as a full stop.
-
-    With `tags` the last row of the features is the vector of a frozen classifier's trunk, and words for so many classes
-    that it is surest of stand between prefix and caption (Li et al. 2020, Oscar; `trunks.tag_words`).
     """
 
     start_id = None
@@ -127,7 +123,7 @@ class ClipCap(nn.Module):
     defaults = {
         "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
         "regions": 1, "standardise": True, "dropout": 0.0, "lora_rank": 8, "prompt": "",
-        "end_id": None, "tags": 0,
+        "end_id": None,
     }  # fmt: skip
 
     def __init__(self, feature_width: int, language_model_config: dict | None = None, **options):
@@ -171,26 +167,14 @@ class ClipCap(nn.Module):
         return self
 
     def prefix(self, features: Tensor) -> Tensor:
-        """Returns the prefix [B, P, W] of features [B, R, D]; tags and prompt, if any, stand behind it as words."""
-        words = []
-        if self.config["tags"]:
-            words = [self.tag_ids(tag_words(features[:, -1], self.config["tags"]))]  # [B, tags + 1]
-            features = features[:, :-1]
-        prefix = self.mapper(self.dropout(self.standardise(features)))
+        """Returns the prefix [B, P, W] of features [B, R, D], and behind it the prompt's embeddings, if any."""
+        features = self.standardise(features)
+        prefix = self.mapper(self.dropout(features))
         if self.config["prompt"]:
-            ids = self.tokenizer.encode(self.config["prompt"])
-            words.append(torch.tensor([ids]).expand(len(prefix), -1))
-        for ids in words:
-            read = self.language_model.get_input_embeddings()(ids.to(prefix.device))  # [B, L, W]
-            prefix = torch.cat([prefix, read.to(prefix.dtype)], dim=1)
+            ids = torch.tensor(self.tokenizer.encode(self.config["prompt"]), device=prefix.device)
+            words = self.language_model.get_input_embeddings()(ids)  # [L, W]
+            prefix = torch.cat([prefix, words.expand(len(prefix), -1, -1).to(prefix.dtype)], dim=1)
         return prefix
-
-    def tag_ids(self, tags: list[list[str]]) -> Tensor:
-        """Returns what the language model reads of the tags of each image, [B, tags + 1]: a token each, the end token
-        where there are fewer, and once behind them."""
-        count = self.config["tags"]
-        rows = [[ids[0] for word in words if len(ids := self.tokenizer.encode(word)) == 1][:count] for words in tags]
-        return torch.tensor([row + [self.end_id] * (count + 1 - len(row)) for row in rows])
 
     def start(self, features: Tensor) -> State:
         """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""

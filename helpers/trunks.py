@@ -18,10 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import ROOT, CaptioningError, read_json, unknown_name
+from helpers.files import CaptioningError, unknown_name
 
 WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
-SURE = 0.2  # a word is a tag from this probability on, summed over the classes that it names
 
 
 def pretrained_weights(version: int) -> str:
@@ -123,33 +122,7 @@ def lite_trunk(version: int, size: int) -> LiteTrunk:
     return LiteTrunk(version, size).eval()
 
 
-@cache
-def class_words() -> tuple[list[str], Tensor]:
-    """Returns words that captions use for ImageNet's classes, and which of the classes each names, [1000, words].
-
-    A tabby is a cat and a ram a sheep ("entry-level categories", Ordonez et al. 2013). data/imagenet_words.json says
-    where its words are from. Notebook 06, section 5.
-    """
-    names = read_json(ROOT / "data" / "imagenet_words.json")["words"]
-    words = sorted(set(filter(None, names)))
-    return words, torch.tensor([[float(name == word) for word in words] for name in names])
-
-
-def tag_words(pooled: Tensor, count: int) -> list[list[str]]:
-    """Returns for each image at most `count` words for what the ImageNet classifier is sure to see, surest first.
-
-    pooled: vectors [B, 1280] of the frozen EfficientNet-Lite2. Notebook 06, section 5.
-    """
-    words, names = class_words()
-    with torch.no_grad():
-        best = (imagenet_head(2)(pooled.float().cpu()).softmax(-1) @ names).topk(count)  # [B, count] of [B, words]
-    return [
-        [words[i] for p, i in zip(probabilities, places, strict=True) if p >= SURE]
-        for probabilities, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-
-
-KINDS = ("grid", "pooled", "embedding", "stem", "tagged")
+KINDS = ("grid", "pooled", "embedding", "stem")
 MIRROR = "+mirror"
 
 
@@ -214,9 +187,11 @@ class Encoder:
             return mean_of_views(self.features(pixels, kind), self.features(pixels.flip(-1), kind))
         if kind not in KINDS:
             raise unknown_name("kind of feature", kind, KINDS)
-        run = getattr(self, "encode_image" if kind == "embedding" else kind, None)
-        if run is None:
-            raise CaptioningError(f"{self.name} has no features of the kind {kind!r}; use 'grid' or 'pooled'.")
+        if kind == "embedding" and not hasattr(self, "encode_image"):
+            raise CaptioningError(f"{self.name} has no text side, so it has no embedding; use 'grid' or 'pooled'.")
+        if kind == "stem" and not hasattr(self, "stem"):
+            raise CaptioningError(f"{self.name} is not cut in two; only EfficientNet-Lite has a stem to cache.")
+        run = getattr(self, "encode_image" if kind == "embedding" else kind)
         with torch.inference_mode():
             return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(self.chunk)])
 
@@ -239,12 +214,6 @@ class TrunkEncoder(Encoder):
     def grid(self, pixels: Tensor) -> Tensor:
         return self.module(pixels)
 
-    def tagged(self, pixels: Tensor) -> Tensor:
-        """Returns the grid and behind it the mean vector of the frozen trunk, for `tag_words`: [B, R + 1, D]."""
-        stem = self.module.stem(pixels)  # both trunks share it
-        frozen = lite_trunk(self.module.version, self.module.size).to(self.device)
-        return torch.cat([self.module.tail(stem), frozen.tail(stem).mean(1, keepdim=True)], dim=1)
-
     def stem(self, pixels: Tensor) -> Tensor:
         """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
         return self.module.stem(pixels)
@@ -257,9 +226,8 @@ def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
     Notebook 01, section 8.
     """
     if plain.ndim == 3:
-        side = int(plain.shape[1] ** 0.5)
-        grid, rest = mirrored[:, : side * side], mirrored[:, side * side :]  # behind a grid a vector may stand
-        mirrored = torch.cat([grid.unflatten(1, (side, side)).flip(2).flatten(1, 2), rest], dim=1)
+        side = round(plain.shape[1] ** 0.5)
+        mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
     return (plain + mirrored) / 2
 
 

@@ -94,7 +94,6 @@ def flaws(caption: str) -> int:
 
 def image_vectors(encoder, features: Tensor) -> Tensor:
     """Returns vectors [B, E] of grids [B, R, D] that `encoder` made. Raises CaptioningError when it cannot compare."""
-    features = features[:, : encoder.regions]  # behind a grid, the vector that tags are read from may stand
     if not hasattr(encoder, "embed_grid") or features.shape[1] != encoder.regions:
         raise CaptioningError(
             f"clip_weight compares photos with captions, which needs the grid of an encoder with a text side such as "

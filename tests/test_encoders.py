@@ -148,7 +148,7 @@ def test_preprocessing_is_stated_as_it_is_done(lite, tmp_path) -> None:
 
 def test_a_kind_that_an_encoder_lacks_is_refused(lite) -> None:
     pixels = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
-    for kind, reason in (("embedding", "has no features of the kind 'embedding'"), ("colour", "Unknown kind")):
+    for kind, reason in (("embedding", "no text side"), ("colour", "Unknown kind")):
         with pytest.raises(CaptioningError, match=reason):
             lite.features(pixels, kind)
 
