@@ -198,8 +198,8 @@ def cache_features(
     if not paths:
         raise CaptioningError("There are no images to encode; check the dataset's split and folder.")
     root = Path(folder or cache_dir() / "features")
-    place, grid = (root / _key(encoder, paths, k, flip) for k in (kind, "grid"))
-    to_vectors = _from_grid(encoder, kind)
+    place, to_vectors = root / _key(encoder, paths, kind, flip), _from_grid(encoder, kind)
+    grid = root / _key(encoder, paths, "grid", flip) if to_vectors else place
     with only_one(place):
         done = _progress(place)
         names = list(paths)[done["rows"] :]

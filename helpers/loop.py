@@ -101,8 +101,9 @@ def fit(
                 with accelerator.autocast():
                     summed, count, figures = loss(wrapped, batch)
                 each = summed / count.clamp(min=1)
-                if not math.isfinite(each.item()) or abs(each.item()) > limit:
-                    _stop(f"The loss is {float(each):.4g} (at most {limit:.4g} is sane)", state, batch.images, last)
+                value = each.item()
+                if not math.isfinite(value) or abs(value) > limit:
+                    _stop(f"The loss is {value:.4g} (at most {limit:.4g} is sane)", state, batch.images, last)
                 optimizer.zero_grad()
                 accelerator.backward(each * batch.share)  # shares make several processes' mean that of the whole batch
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings["clip"])
@@ -117,8 +118,7 @@ def fit(
                 losses, tokens = losses + float(summed.detach()), tokens + int(count)
                 logged.append(figures)
             row = {"stage": stage, "epoch": epoch + 1, "step": state["step"], "learning_rate": rate}
-            sums = torch.tensor([losses, tokens], dtype=torch.float64, device=accelerator.device)
-            sums = accelerator.reduce(sums, "sum")  # over all processes
+            sums = accelerator.reduce(torch.tensor([losses, tokens], dtype=torch.float64, device=accelerator.device))
             row["train_loss"] = float(sums[0] / sums[1].clamp(min=1))
             row |= {name: float(np.mean([figures[name] for figures in logged])) for name in logged[0]}
             with mean.applied():

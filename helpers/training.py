@@ -116,7 +116,7 @@ def run_stage(
     batches = _batches(run, run.train, run.views, settings, (accelerator.process_index, accelerator.num_processes))
     limit = loop.EXPLODED * math.log(max(len(run.model.tokenizer), 3))
     if objective is not None:
-        limit = math.inf
+        limit, settings["objective"] = math.inf, type(objective).__name__  # a state knows what it was made with
     elif settings["objective"] == "cross_entropy":
         objective = CrossEntropy(settings["label_smoothing"])
     elif settings["objective"] == "self_critical":
