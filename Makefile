@@ -25,7 +25,7 @@ EVERYTHING := requirements-lab.txt requirements-page.txt requirements-dev.txt
 environment:  ## make .venv, or mend it; the other commands do so themselves; with CPU=1 without NVIDIA's libraries
 	$(call need,requirements-lab.txt)
 
-run:  ## run every notebook, caption the sample photos, print the results (3 to 9 minutes on two cores)
+run:  ## run every notebook, caption the sample photos, print the results
 	$(call need,requirements-lab.txt)
 	@$(PYTHON) scripts/run_all.py
 
