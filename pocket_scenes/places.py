@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from pocket_scenes.pen import COLOURS, WORLD, Colour, Pen, dark, gradient, light, mix, shine, shrink
+from pocket_scenes.pen import COLOURS, OVERSAMPLE, WORLD, Colour, Pen, dark, gradient, light, mix, shine, shrink
 
 SKIES: dict[str, list[Colour]] = {
     "day": [(112, 182, 232), (166, 214, 242), (228, 242, 246)],
@@ -64,7 +64,8 @@ def _texture(kind: str, width: int) -> Image.Image:
 def _strew(canvas: Image.Image, rng: Random, kind: str, colour: Colour, top: float, bottom: float = WORLD) -> None:
     """Lays a texture over the rows between `top` and `bottom`, nearer marks lower."""
     width = canvas.width
-    unit, left = width / WORLD, rng.randrange(width)
+    unit = width / WORLD
+    left = rng.randrange(WORLD * OVERSAMPLE) * width // (WORLD * OVERSAMPLE)  # the same scene at every size
     start, end = round(top * unit), round(bottom * unit)
     mask = _texture(kind, width).crop((left, 0, left + width, width))
     mask = shrink(mask, width, end - start) if bottom < WORLD else mask.crop((0, start, width, width))

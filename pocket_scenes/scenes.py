@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from random import Random
@@ -317,6 +318,15 @@ def draw_scene(seed: int | str | Random, size: int = WORLD) -> tuple[Image.Image
     facts = {"place": scene.place, "time": scene.time}
     facts |= {"groups": scene.groups, "objects": scene.objects, "relations": scene.relations}
     return picture, captions(facts, rng), facts
+
+
+def sharp(path: str | Path, size: int = 224) -> Image.Image | Path:
+    """Returns what to show of an image: a scene that `generate` drew is drawn again, larger; other paths come back.
+
+    The pictures of a set are as small as the models need them, and look blurred on a page.
+    """
+    name = re.fullmatch(r"scene_(\d+)_(\d+)\.jpg", Path(path).name)
+    return draw_scene(f"{name[1]}/{int(name[2])}", size)[0] if name else Path(path)
 
 
 def generate(folder: str | Path, images: int = 1500, size: int = WORLD, seed: int = 0) -> Path:

@@ -12,6 +12,7 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import PIL
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ from helpers.files import CaptioningError
 from pocket_scenes import scenes
 from pocket_scenes.pen import COLOURS
 from pocket_scenes.people import PEOPLE
-from pocket_scenes.scenes import draw_scene, generate
+from pocket_scenes.scenes import draw_scene, generate, sharp
 
 SCENES = 400
 GOLDEN_TRUTH = "71888d15b558daba"
@@ -184,6 +185,23 @@ def test_the_layout_is_that_of_flickr8k(tmp_path):
     assert facts[4] == {"image": images[4], **truth} and [c for name, c in rows[1:] if name == images[4]] == captions
     with Image.open(folder / "Images" / images[4]) as stored:
         assert stored.format == "JPEG" and stored.size == (48, 48)
+
+
+def test_a_seed_gives_the_same_scene_at_every_size():
+    for number in range(40):
+        _, captions, facts = draw_scene(f"size/{number}")
+        _, captions_again, again = draw_scene(f"size/{number}", 224)
+        assert captions == captions_again and facts["groups"] == again["groups"]
+
+
+def test_a_picture_of_a_set_is_shown_larger_and_any_other_as_it_is(tmp_path):
+    folder = generate(tmp_path / "set", images=12, seed=3)
+    for path in sorted((folder / "Images").iterdir()):
+        large, small = sharp(path), Image.open(path)
+        assert large.size == (224, 224)
+        apart = np.asarray(large.resize(small.size), float) - np.asarray(small, float)
+        assert np.abs(apart).mean() < 6  # another scene is 15 away and more
+    assert sharp(tmp_path / "dog.jpg") == tmp_path / "dog.jpg"
 
 
 def test_other_parameters_a_new_version_or_a_lost_image_make_it_anew(tmp_path, monkeypatch):
