@@ -48,8 +48,12 @@ def student_version(full: nbformat.NotebookNode, solutions: nbformat.NotebookNod
     asked = questions(full)
     cells = []
     for cell in full.cells:
+        hidden = "hide-input" in cell.metadata.get("tags", ())
+        if hidden and re.search(r"^ *assert ", cell.source, re.M):
+            continue  # it checks the text around it, and says what the reader is asked to find out
         new = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         cells.append(new(_TEACHERS.sub("", cell.source).rstrip()))
+        cells[-1].metadata.tags = ["hide-input"] if hidden else []
     cells.append(new_markdown_cell("# Sheet\n\nAnswer in order: later exercises use earlier ones."))
     answered, first = [], False
     for cell in solutions.cells:

@@ -40,6 +40,15 @@ def test_answers_are_emptied_and_tests_kept() -> None:
     exec("\n".join(next(answers) if source == ANSWER else source for source in code), {})
 
 
+def test_hidden_checks_stay_with_the_teacher() -> None:
+    hidden = {"tags": ["hide-input"]}
+    drawing = new_code_cell("def draw(): ...", metadata=hidden)
+    check = new_code_cell("x = 1\nif x:\n    assert x", metadata=hidden)
+    cells = student_version(new_notebook(cells=[drawing, check, *FULL.cells]), SOLUTIONS).cells
+    assert cells[0].source == drawing.source and cells[0].metadata.tags == ["hide-input"]
+    assert check.source not in [cell.source for cell in cells]
+
+
 def test_what_is_out_of_step_is_named() -> None:
     with pytest.raises(ValueError, match=r"asks exercises \[1, 2\], and the solutions answer \[1\]"):
         student_version(FULL, new_notebook(cells=SOLUTIONS.cells[:6]))
