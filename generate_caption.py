@@ -19,7 +19,7 @@ BATCH = 16  # images decoded together; after each batch its captions are printed
 
 @dataclass(frozen=True)
 class Option:
-    """An option of `helpers.decoding.decode` or of ranking, as a command line and a form take it. `above`: more than
+    """An option of `helpers.decoding.decode`, as a command line and a form take it. `above`: more than
     `low`, not just `low` itself."""
 
     kind: type
@@ -37,10 +37,6 @@ OPTIONS = {
     "temperature": Option(float, "sample; below 1 safer, above 1 wilder", 0, above=True),
     "repetition_penalty": Option(float, "above 1: fewer repeats", 0, above=True),
     "length_penalty": Option(float, "0 favours short captions", -10, 10),
-    "clip_weight": Option(float, "how much the likeness of photo and caption counts", 0),
-    "consensus_weight": Option(float, "how much usual wording for such photos counts", 0),
-    "tag_weight": Option(float, "how much it counts to name what a classifier is sure of", 0),
-    "flaw_weight": Option(float, 'how much it costs to say a word twice, or to end on "a"', 0),
     "prompt": Option(str, "the words the caption begins with"),
     "max_length": Option(int, "tokens at most, the end included", 1),
 }

@@ -1,14 +1,13 @@
 """Beam search over all images at once, with tensors of tokens and back-pointers instead of a list for every beam.
 
-Shapes: B images, A images still searched, K beams a bank, M banks (one; two where a word has to be said), W = M * K
-beams an image, N = A * W rows, C = 2 * K candidates a bank, T tokens, V vocabulary, R image regions.
+Shapes: B images, A images still searched, K beams an image (1 at the first step), N = A * K rows, C = 2 * K candidates,
+T tokens, V vocabulary, R image regions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 from helpers.files import CaptioningError
 
 NEVER = float("-inf")
-NONE = -1  # no token is owed
 
 
 @dataclass
@@ -101,16 +99,12 @@ class Paths:
 
 @dataclass
 class Beams:
-    """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 07, section 3.
-
-    `constraint` chooses the candidates instead, in two banks of beams: those that may not end yet, and those that may.
-    """
+    """Beam search with the settings of one call; see `helpers.decoding.decode`. Notebook 07, section 3."""
 
     end_id: int
     size: int  # K
     max_length: int  # T
     length_penalty: float
-    constraint: Any = None
     done: dict[str, Tensor] = field(init=False, repr=False)  # the finished captions, each [B, K], best first
 
     def search(self, model, log_probs: Tensor, state, rules: Rules, history: Tensor, trace=None) -> Paths:
@@ -120,12 +114,7 @@ class Beams:
         """
         B, K, C, device = len(log_probs), self.size, 2 * self.size, log_probs.device
         alive, steps, tokens = torch.arange(B, device=device), [], None  # alive: [A]
-        M = 1 if self.constraint is None else 2
-        if M > 1:  # each bank begins with one empty caption; that of the second is impossible
-            rows = alive.repeat_interleave(M)
-            state, log_probs, history = model.reorder(state, rows), log_probs[rows], history[rows]
-        beams = {"total": log_probs.new_full((B, M, 1), NEVER), "owed": alive.new_full((B, M, 1), NONE)}
-        beams["total"][:, 0] = 0.0
+        beams = {"total": log_probs.new_zeros(B, 1)}
         traces: list[list[dict[str, list]]] = [[] for _ in range(B)]
         self.done = {"score": log_probs.new_full((B, K), NEVER)}
         self.done |= {name: log_probs.new_zeros(B, K) for name in ("total", "log_prob")}
@@ -133,27 +122,24 @@ class Beams:
         for length in range(1, self.max_length + 1):
             if length > 1:
                 log_probs, state = model.step(tokens, state)  # [N, V]
-            A, W = len(alive), len(log_probs) // len(alive)
-            scores = rules(log_probs, history, length).view(A, M, W // M, -1)  # [A, M, 1, V], later [A, M, K, V]
+            A, W = len(alive), len(log_probs) // len(alive)  # W: 1, later K
+            scores = rules(log_probs, history, length).view(A, W, -1)
             looked = getattr(state, "attention", None)  # [A * W, R]
-            if self.constraint is None:
-                total, parent, token = best(scores[:, 0], C, beams["total"][:, 0])
-                found = {"total": total[:, None], "parent": parent[:, None], "token": token[:, None]}  # each [A, M, C]
-            else:
-                found = self.constraint.candidates(scores, beams["total"], beams["owed"], alive, self.end_id, C)
-            image = torch.arange(A, device=device)[:, None, None]
-            found["log_prob"] = log_probs.view(A, W, -1)[image, found["parent"], found["token"]]
-            missing = C - found["total"].shape[2]  # a vocabulary smaller than the beam
+            total, parent, token = best(scores, C, beams["total"])  # each [A, C]
+            image = torch.arange(A, device=device)[:, None]
+            found = {"total": total, "parent": parent, "token": token}
+            found["log_prob"] = log_probs.view(A, W, -1)[image, parent, token]
+            missing = C - total.shape[1]  # a vocabulary smaller than the beam
             if missing:
                 found = {name: F.pad(column, (0, missing), value=NEVER if name == "total" else 0)
                          for name, column in found.items()}  # fmt: skip
             beams, stopped = self._choose(found, length, alive)
             for place, image in enumerate(alive.tolist() if trace is not None else ()):
-                traces[image].append({name: column[place, 0].tolist() for name, column in found.items()})
-            tokens, parents = beams["token"].flatten(1), beams["parent"].flatten(1)  # [A, M * K]
+                traces[image].append({name: column[place].tolist() for name, column in found.items()})
+            tokens, parents = beams["token"], beams["parent"]  # [A, K]
             if looked is not None:
                 looked = spread(alive, B, looked.unflatten(0, (A, W)))[0]  # [B, W, R]
-            steps.append((spread(alive, B, tokens, parents, beams["log_prob"].flatten(1)), looked))
+            steps.append((spread(alive, B, tokens, parents, beams["log_prob"]), looked))
             keep = (~stopped).nonzero().squeeze(1)  # images that are searched on
             if length == self.max_length or not len(keep):
                 break
@@ -168,30 +154,27 @@ class Beams:
         return self._read_back(steps)
 
     def _choose(self, found: dict[str, Tensor], length: int, alive: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Sorts candidates; returns the beams to go on with, each [A, M, K], and which images stop [A]."""
+        """Sorts candidates; returns the beams to go on with, each [A, K], and which images stop [A]."""
         K = self.size
-        valid = found["total"] > NEVER  # [A, M, C]
+        valid = found["total"] > NEVER  # [A, C]
         ended = valid & (found["token"] == self.end_id)
-        whole = valid & (found["owed"] == NONE) if "owed" in found else valid
         # An end that is not among the K best candidates is no caption; at the last step an open beam is one.
-        if length == self.max_length:
-            finished = whole & (whole.cumsum(2) <= K)
-        else:
-            finished = ended & whole & (torch.arange(2 * K, device=alive.device) < K)
-        new = {name: found[name][:, -1] for name in ("total", "log_prob", "parent", "token")}  # [A, C]
-        new["score"] = (new["total"] / length**self.length_penalty).masked_fill(~finished[:, -1], NEVER)
+        among = torch.arange(2 * K, device=alive.device) < K
+        finished = (valid if length == self.max_length else ended) & among
+        new = {name: found[name] for name in ("total", "log_prob", "parent", "token")}
+        new["score"] = (new["total"] / length**self.length_penalty).masked_fill(~finished, NEVER)
         new["length"] = torch.full_like(new["token"], length)
         merged = {name: torch.cat([self.done[name][alive], new[name]], 1) for name in self.done}
         order = merged["score"].topk(K).indices  # [A, K]
         for name in self.done:
             self.done[name][alive] = merged[name].gather(1, order)
-        values, order = found["total"].masked_fill(ended, NEVER).topk(K)  # [A, M, K]
-        beams = {name: column.gather(2, order) for name, column in found.items()} | {"total": values}
+        values, order = found["total"].masked_fill(ended, NEVER).topk(K)  # [A, K]
+        beams = {name: column.gather(1, order) for name, column in found.items()} | {"total": values}
         found["finished"] = finished
-        found["kept"] = torch.zeros_like(ended).scatter(2, order, values > NEVER) & (length < self.max_length)
-        worst, hope = self.done["score"][alive].amin(1), values.flatten(1).amax(1)  # [A]; -inf: fewer than K are done
+        found["kept"] = torch.zeros_like(ended).scatter(1, order, values > NEVER) & (length < self.max_length)
+        worst, hope = self.done["score"][alive].amin(1), values.amax(1)  # [A]; -inf: fewer than K are done
         enough = (worst > NEVER) & (hope / length**self.length_penalty <= worst)
-        if K == 1 and self.constraint is None:  # a beam of one is greedy search: its first end is the end
+        if K == 1:  # a beam of one is greedy search: its first end is the end
             enough = worst > NEVER
         return beams, enough | (hope == NEVER)
 

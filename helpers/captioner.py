@@ -37,11 +37,10 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import list_images, open_image
-from helpers.loop import load_state, unique_tensors
+from helpers.loop import unique_tensors
 from helpers.official import OFFICIAL, fetch
 from helpers.text import Vocabulary
 from helpers.trunks import weights_fingerprint
-from ranking.hook import WEIGHTS, Judges
 
 CLASSES = {"ShowAndTell": ShowAndTell, "ShowAttendTell": ShowAttendTell, "ClipCap": ClipCap}
 DEFAULT_MODEL = "clipcap-mlp"
@@ -49,7 +48,7 @@ FORMAT = 1
 ENTRIES = {"format": int, "name": str, "class": str, "tokenizer": str}  # of config.json, and of what type
 ENTRIES |= {"options": dict, "encoder": dict, "decoding": dict, "sha256": dict}
 TOKENIZERS = ("vocabulary.json", "tokenizer.json")
-SETTINGS = {*inspect.signature(decode).parameters, *WEIGHTS} - {"model", "features", "generator", "trace", "constraint"}
+SETTINGS = {*inspect.signature(decode).parameters} - {"model", "features", "generator", "trace"}
 PATHS = (str, os.PathLike)
 
 
@@ -170,21 +169,6 @@ def load_checkpoint(name: str | Path, device: str = "cpu") -> tuple[nn.Module, d
     return model.to(device).eval(), config
 
 
-def load_mean(paths: Sequence[Path], model: nn.Module) -> None:
-    """Reads the mean of several files' weights into the model, a "model soup" (Wortsman et al. 2022), of use where each
-    went on from the same weights. Notebook 08, section 11."""
-    soup: dict[str, Tensor] = {}
-    for path in paths:
-        load_state(path, model)
-        for name, value in unique_tensors(model).items():
-            if value.is_floating_point():
-                soup[name] = soup.get(name, 0.0) + value.double() / len(paths)
-            else:
-                soup[name] = value.clone()
-    kinds = {name: value.dtype for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.to(kinds[name]) for name, value in soup.items()}, strict=False)
-
-
 def _encoder_of(config: dict, device: str):
     """Returns the encoder that a captioner was trained with. Raises CaptioningError when here is another one."""
     wanted = config["encoder"]
@@ -227,7 +211,6 @@ class Captioner:
         self.name = config["name"]
         self.feature_kind = config["encoder"]["kind"]
         self.decoding = {"method": "beam", "beam_size": 5, **config.get("decoding", {})}
-        self.judges = Judges(self)
 
     @classmethod
     def load(cls, name: str | Path | None = None, device: str = "cpu") -> Captioner:
@@ -237,26 +220,15 @@ class Captioner:
         model, config = load_checkpoint(name or DEFAULT_MODEL, device)
         return cls(model, _encoder_of(config, device), config, device)
 
-    def encode(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor | None]:
-        """Returns what `decode` takes for PIL images: features [B, R, D] or [B, D], and the vectors of the encoder that
-        judges candidates, or None where the captioner's own settings ask for none."""
-        return self._see([self._prepare(image, {}) for image in images])
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Returns the features [B, R, D] or [B, D] of PIL images, as `decode` takes them."""
+        return self.encoder.encode(images, self.feature_kind)
 
-    def _prepare(self, image: Image.Image, options: dict) -> tuple[Tensor, Tensor | None]:
-        pixels = self.encoder.prepare(image)
-        return pixels, self.judges.prepare(image, pixels, options)
-
-    def _see(self, prepared: Sequence[tuple]) -> tuple[Tensor, Tensor | None]:
-        ours, theirs = zip(*prepared, strict=True)
-        return self.encoder.features(torch.stack(ours), self.feature_kind), self.judges.see(theirs)
-
-    def decode(self, features: Tensor, frozen: Tensor | None = None, **options) -> list[list]:
+    def decode(self, features: Tensor, **options) -> list[list]:
         """Returns the hypotheses for features [B, R, D] or [B, D]. `options` override the checkpoint's settings; they
-        are those of `helpers.decoding.decode`, and the weights of `ranking.hook.Judges`, which may need `frozen`."""
+        are those of `helpers.decoding.decode`."""
         features = (features[:, None] if features.ndim == 2 else features).to(self.device)
-        search, weights = self.judges.split({**self.decoding, **options})
-        groups = decode(self.model, features, **search)
-        return self.judges.choose(groups, features, frozen, search, weights)
+        return decode(self.model, features, **{**self.decoding, **options})
 
     def caption(self, images: object, batch_size: int = 16, **options) -> list[Caption]:
         """Returns one Caption a photo, in order; a photo that cannot be read has `error` set, and the rest go on.
@@ -271,16 +243,16 @@ class Captioner:
             batch = list(islice(photos, batch_size))
             if not batch:
                 return out
-            prepared, readable = [], []
+            opened, readable = [], []
             for item in batch:
                 name = item if isinstance(item, PATHS) else getattr(item, "name", None)
                 out.append(Caption(str(name or f"image {len(out) + 1}"), None, None, self.name))
                 try:
-                    prepared.append(self._prepare(_open(item), options))
+                    opened.append(_open(item))
                     readable.append(out[-1])
                 except CaptioningError as error:
                     out[-1].error = str(error)
-            groups = self.decode(*self._see(prepared), **options) if prepared else []
+            groups = self.decode(self.encode(opened), **options) if opened else []
             for caption, group in zip(readable, groups, strict=True):
                 self._fill(caption, group)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +113,6 @@ def decode(
     repetition_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
     banned: Sequence[str | int] = (),
-    constraint: Any = None,
     prompt: str = "",
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -128,8 +126,6 @@ def decode(
     max_length, min_length    bounds on the new tokens; the end token counts.
     length_penalty      0 ranks by log-probability, 1 by its mean over the tokens; above 1 favours long captions.
     repetition_penalty, no_repeat_ngram, banned    see `helpers.beam.Rules`; banned holds words, phrases or token ids.
-    constraint          what each caption of a beam search must say, see `ranking.constrained.Include`. An image that
-                        no such caption was found for gets an empty list.
     prompt              text that the caption begins with; it counts as said.
     trace               a list that receives, in a beam search, for each image the candidates of each step, best first:
                         columns total, parent (a place among those kept before), token, log_prob, finished, kept.
@@ -146,7 +142,6 @@ def decode(
         "top_p: above 0, and at most 1": top_p is not None and not 0 < top_p <= 1,
         "min_length: at most max_length": min_length > max_length,
         "no_repeat_ngram: 0 or more": no_repeat_ngram < 0,
-        "constraint: with method 'beam' and no trace": constraint is not None and (method, trace) != ("beam", None),
     }
     if any(wrong.values()):
         needed = "; ".join(rule for rule, broken in wrong.items() if broken)
@@ -161,7 +156,7 @@ def decode(
         log_probs, state, looked = _begin(model, features, ids)
         history = torch.tensor(ids, dtype=torch.long, device=log_probs.device).expand(len(features), -1)  # [B, L]
         if method == "beam":
-            beams = Beams(model.end_id, beam_size, max_length, length_penalty, constraint)
+            beams = Beams(model.end_id, beam_size, max_length, length_penalty)
             paths = beams.search(model, log_probs, state, rules, history, trace)
         elif method == "greedy":
             paths = _walk(model, log_probs, state, 1, max_length, rules, history)
@@ -172,7 +167,7 @@ def decode(
             uniform = torch.rand(len(features), samples, max_length, generator=generator, device=place)
             chance = (Draw(temperature, top_k, top_p), uniform.to(features.device))
             paths = _walk(model, log_probs, state, samples, max_length, rules, history, *chance)
-        return _hypotheses(model, paths, ids, looked, length_penalty, may_lack=constraint is not None)
+        return _hypotheses(model, paths, ids, looked, length_penalty)
     finally:
         for module in training:
             module.training = True
@@ -262,10 +257,10 @@ def _walk(
 
 
 def _hypotheses(
-    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float, may_lack: bool
+    model, paths: Paths, prompt: list[int], looked: Tensor | None, length_penalty: float
 ) -> list[list[Hypothesis]]:
     """Returns the captions of each image as objects, best first."""
-    if paths.totals.isnan().any() or ((paths.totals.amax(1) == NEVER).any() and not may_lack):
+    if paths.totals.isnan().any() or (paths.totals.amax(1) == NEVER).any():
         raise CaptioningError("The model's outputs are no numbers: its weights are damaged, or its training diverged.")
     scores = paths.totals / paths.lengths.clamp(min=1) ** length_penalty  # [B, K]
     maps, L = paths.maps, len(prompt)

@@ -28,7 +28,6 @@ from helpers.datasets import Dataset, load_dataset
 from helpers.encoders import Encoder, cache_features
 from helpers.files import ROOT, CaptioningError, atomic_write, command, pick_device, read_json
 from helpers.metrics import METRICS, bootstrap, evaluate, score_images, table, tokenize
-from ranking.rerank import FROZEN_KIND
 
 
 class Predictions(dict[str, str]):
@@ -48,15 +47,12 @@ def predict(
     """
     paths = {image: dataset.path(image) for image in dataset.images(split)}
     features = cache_features(captioner.encoder, paths, captioner.feature_kind, progress=progress)
-    frozen = None
-    if captioner.judges.asks(options):
-        frozen = cache_features(captioner.judges.frozen, paths, FROZEN_KIND, progress=progress)
     readable = [image for image in paths if image in features]
     captions = Predictions()
     began = time.perf_counter()
     for start in range(0, len(readable), batch_size):
         batch = readable[start : start + batch_size]
-        groups = captioner.decode(features[batch], None if frozen is None else frozen[batch], **options)
+        groups = captioner.decode(features[batch], **options)
         for image, group in zip(batch, groups, strict=True):
             captions[image] = captioner.model.tokenizer.decode(group[0].tokens)
     captions.failed, captions.seconds = dict(features.failed), time.perf_counter() - began

@@ -98,23 +98,6 @@ class CiderD:
         return 10.0 * total / (ORDERS * len(self.vectors[image]))
 
 
-def sentence_bleu4(references: Sequence[Sequence[str]], words: Sequence[str]) -> float:
-    """Returns BLEU-4 of one caption, with one added to the higher orders' counts (Lin and Och 2004).
-
-    Notebook 08, section 2.
-    """
-    mine, theirs = ngrams(words), [ngrams(reference) for reference in references]
-    log_precision = 0.0
-    for n in range(ORDERS):
-        clipped = sum(min(count, max(t[n][gram] for t in theirs)) for gram, count in mine[n].items())
-        smooth = 1 if n else 0
-        if not clipped + smooth:
-            return 0.0
-        log_precision += math.log((clipped + smooth) / (sum(mine[n].values()) + smooth)) / ORDERS
-    closest = min((len(r) for r in references), key=lambda length: (abs(length - len(words)), length))
-    return math.exp(min(0.0, 1 - closest / max(1, len(words))) + log_precision)
-
-
 @dataclass
 class SelfCritical:
     """The objective of the second stage: several samples an image, each judged against the mean of the others.
@@ -135,17 +118,10 @@ class SelfCritical:
     samples: int = 5
     temperature: float = 1.0
     max_length: int = 20
-    bleu_weight: float = 0.0  # how much of sentence BLEU-4 (0 to 1) is added to CIDEr-D (0 to 10)
     cider: CiderD = field(init=False)
 
     def __post_init__(self):
         self.cider = CiderD(self.references)
-
-    def reward(self, image: str, words: Sequence[str]) -> float:
-        reward = self.cider.score(image, words)
-        if self.bleu_weight:
-            reward += self.bleu_weight * sentence_bleu4(self.cider.words[image], words)
-        return reward
 
     def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
         model.eval()  # no dropout; gradients still flow
@@ -156,7 +132,7 @@ class SelfCritical:
         )  # fmt: skip
         rewards = torch.tensor(
             [
-                [self.reward(image, self.words(plain, sample)) for sample in group]
+                [self.cider.score(image, self.words(plain, sample)) for sample in group]
                 for image, group in zip(batch.images, groups, strict=True)
             ]
         )  # [B, S]

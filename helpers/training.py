@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from helpers import loop
-from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, load_mean, save_checkpoint
+from helpers.captioner import build_model, checkpoint_folder, load_checkpoint, save_checkpoint
 from helpers.cnn_lstm import grow_vocabulary
 from helpers.datasets import Dataset, load_dataset
 from helpers.decoding import decode
@@ -45,7 +45,6 @@ STAGE = {
     "label_smoothing": 0.0,
     "samples": 5,  # an image, in a self-critical stage
     "temperature": 1.0,  # of the policy in a self-critical stage; below 1 it samples nearer to what beam search finds
-    "bleu_weight": 0.0,
     "decoding": {"method": "beam", "beam_size": 3, "length_penalty": 0.7},
     "validate_images": 0,  # how many dev images are captioned each epoch; 0 is all
 }
@@ -61,7 +60,6 @@ KEYS = {
     "start_from": "a checkpoint to go on from",
     "decoding": "what the checkpoint does by default",
     "inference_features": "the kind that the checkpoint asks for, such as grid+mirror",
-    "mean_of_stages": "the stages whose best weights are averaged at the end",
     "seed": "a number; 0 by default",
     "output": "the folder; by default runs/NAME in the cache",
     "mixed_precision": "no, bf16 or fp16; by default what the hardware does well",
@@ -71,7 +69,7 @@ FINE_TUNING: dict[str, Any] = {
     "epochs": 12, "images_per_batch": 16, "learning_rate": 3e-4, "warmup_steps": 10, "patience": 3,
     "decoding": {"method": "greedy", "max_length": 24},
 }  # fmt: skip
-EXPLODED_REWARD = 11  # CIDEr-D up to 10 and BLEU up to 1: a self-critical loss is as many times a log-probability
+EXPLODED_REWARD = 10  # CIDEr-D is at most 10: a self-critical loss is as many times a log-probability
 
 
 def stage_settings(stage: dict) -> dict:
@@ -120,8 +118,7 @@ def run_stage(
     elif settings["objective"] == "cross_entropy":
         objective = CrossEntropy(settings["label_smoothing"])
     elif settings["objective"] == "self_critical":
-        options = {name: settings[name] for name in ("samples", "temperature", "bleu_weight")}
-        objective = SelfCritical(run.train, **options)
+        objective = SelfCritical(run.train, settings["samples"], settings["temperature"])
         limit *= EXPLODED_REWARD
     else:
         raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
@@ -191,8 +188,8 @@ def train(
 ) -> Run:
     """Trains what a configuration (a dict with KEYS, or a JSON file) describes, and writes the checkpoint.
 
-    Returns the Run, with the best model of the last stage (or the mean of some) and the history of all. A run that was
-    killed goes on; `restart` begins anew. `prepared`: see `prepare`. Notebook 09, section 7.
+    Returns the Run, with the best model of the last stage and the history of all. A run that was killed goes on;
+    `restart` begins anew. `prepared`: see `prepare`. Notebook 09, section 7.
     """
     config = dict(read_json(config)) if isinstance(config, (str, Path)) else dict(config)
     accelerator = loop.make_accelerator(config.get("mixed_precision"))
@@ -202,9 +199,6 @@ def train(
     accelerator.wait_for_everyone()
     for number, stage in enumerate(config["stages"], 1):
         run_stage(run, stage, number, accelerator, callback, progress)
-    if config.get("mean_of_stages"):
-        best = [run.folder / f"stage{number}-best.safetensors" for number in config["mean_of_stages"]]
-        load_mean(best, run.model)
     if accelerator.is_main_process:
         save_checkpoint(run.folder, run.model, config)
         with atomic_write(run.folder / "history.png") as temporary:
@@ -220,9 +214,6 @@ def check(config: dict) -> None:
     for key in ("name", "dataset", "encoder", "stages"):
         if key not in config:
             raise CaptioningError(f"The training configuration has no {key!r}: {KEYS[key]}.")
-    mean, last = config.get("mean_of_stages"), len(config["stages"])
-    if mean is not None and not (isinstance(mean, list) and mean and all(n in range(1, last + 1) for n in mean)):
-        raise CaptioningError(f"mean_of_stages should be a list of stages from 1 to {last}, not {mean!r}.")
 
 
 def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cache_features) -> Run:
@@ -304,8 +295,7 @@ def fine_tuning(
         "encoder": known["encoder"]["name"],
         "features": kind.removesuffix(MIRROR),
         "inference_features": kind,
-        # what people say of the photos of the first training tells nothing of these
-        "decoding": {name: value for name, value in known.get("decoding", {}).items() if name != "consensus_weight"},
+        "decoding": known.get("decoding", {}),
         "stages": [{**FINE_TUNING, **stage}],
         "output": str(output),
     }

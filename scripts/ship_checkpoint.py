@@ -15,12 +15,12 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.captioner import Captioner, load_checkpoint, load_mean, save_checkpoint  # noqa: E402
+from helpers.captioner import Captioner, load_checkpoint, save_checkpoint  # noqa: E402
 from helpers.datasets import load_dataset  # noqa: E402
 from helpers.evaluate import predict  # noqa: E402
 from helpers.files import CHECKPOINTS, atomic_write, cache_dir, read_json  # noqa: E402
+from helpers.loop import load_state  # noqa: E402
 from helpers.metrics import evaluate  # noqa: E402
-from ranking.rerank import WEIGHTS  # noqa: E402
 
 CARD = """# {name}
 
@@ -68,19 +68,15 @@ def main() -> None:
     config = read_json(run / "training.json")
     dataset = load_dataset("flickr8k", options.data_dir)
     model, _ = load_checkpoint(run)
-    tried = {f"{n}: {stage['objective'].replace('_', ' ')}": [n] for n, stage in enumerate(config["stages"], 1)}
-    if mean := config.get("mean_of_stages"):
-        tried[f"mean of {' and '.join(map(str, mean))}"] = mean
     rows = {}
-    for name, numbers in tried.items():
-        load_mean([run / f"stage{number}-best.safetensors" for number in numbers], model)
+    for number, stage in enumerate(config["stages"], 1):
+        load_state(run / f"stage{number}-best.safetensors", model)
         captioner = Captioner.load(save_checkpoint(trial, model.eval(), config))  # as it will be read: in fp16
-        rows[f"{name}, not ranked"] = score(captioner, dataset, **dict.fromkeys(WEIGHTS, 0.0))
-        rows[name] = score(captioner, dataset)
+        rows[f"{number}: {stage['objective'].replace('_', ' ')}"] = score(captioner, dataset)
     scores = pd.DataFrame(rows).T
     print(scores)
-    best = scores.loc[list(tried), "CIDEr"].astype(float).idxmax()
-    load_mean([run / f"stage{number}-best.safetensors" for number in tried[best]], model)
+    best = scores["CIDEr"].astype(float).idxmax()
+    load_state(run / f"stage{best.partition(':')[0]}-best.safetensors", model)
     save_checkpoint(folder, model, config, {"scores": {"flickr8k dev": rows[best]}})
     shutil.copyfile(run / "history.csv", folder / "history.csv")
     shutil.copyfile(run / "history.png", folder / "curve.png")

@@ -10,7 +10,6 @@ import pytest
 import generate_caption
 from generate_caption import OPTIONS, SAMPLING, add_options, clash, decoding_options
 from helpers.decoding import decode
-from ranking.rerank import rerank
 
 
 def parsed(*words: str) -> dict:
@@ -29,7 +28,7 @@ def test_nothing_given_asks_for_nothing() -> None:
         (["--beam_size", "7", "--length_penalty", "-0.5"], {"beam_size": 7, "length_penalty": -0.5}),
         (["--beam_size", "1"], {"method": "greedy"}),
         (["--top_k", "20", "--temperature", ".7"], {"method": "sample", "top_k": 20, "temperature": 0.7}),
-        (["--clip_weight", "0", "--prompt", "a man"], {"clip_weight": 0.0, "prompt": "a man"}),
+        (["--repetition_penalty", "2", "--prompt", "a man"], {"repetition_penalty": 2.0, "prompt": "a man"}),
         (["--beam_size", "1", "--top_p", "1"], {"method": "sample", "beam_size": 1, "top_p": 1.0}),
     ],
 )
@@ -53,7 +52,7 @@ def test_searching_and_drawing_clash(name) -> None:
     "words",
     [
         ["--beam_size", "0"], ["--beam_size", "2.5"], ["--top_p", "0"], ["--top_p", "1.01"], ["--temperature", "nan"],
-        ["--length_penalty", "11"], ["--clip_weight", "-1"], ["--consensus_weight", "much"], ["--max_length", "0"],
+        ["--length_penalty", "11"], ["--repetition_penalty", "0"], ["--length_penalty", "much"], ["--max_length", "0"],
     ],
 )  # fmt: skip
 def test_numbers_out_of_bounds_are_refused(words) -> None:
@@ -61,6 +60,6 @@ def test_numbers_out_of_bounds_are_refused(words) -> None:
         parsed(*words)
 
 
-def test_each_is_known_to_decoding_or_ranking_and_to_the_command_line() -> None:
-    assert set(OPTIONS) <= {*inspect.signature(decode).parameters, *inspect.signature(rerank).parameters}
+def test_each_is_known_to_decoding_and_to_the_command_line() -> None:
+    assert set(OPTIONS) <= {*inspect.signature(decode).parameters}
     assert set(OPTIONS) <= {action.dest for action in generate_caption.parser()._actions}

@@ -19,7 +19,7 @@ COLAB = {
     "ipywidgets": "7.7",
 }  # fmt: skip
 OURS = {
-    "helpers", "pocket_scenes", "ranking", "configs", "scripts", "tests", "app", "course", "serve", "generate_caption",
+    "helpers", "pocket_scenes", "configs", "scripts", "tests", "app", "course", "serve", "generate_caption",
 }  # fmt: skip
 # Used when present, and said so in a message when not.
 OPTIONAL = {"pillow_heif", "kagglehub", "google", "datasets"}
@@ -71,14 +71,7 @@ def test_environment_yml_has_the_same_content(root: Path, requirements) -> None:
 
 # Who imports what, by the files that have to bring it; each file needs requirements.txt as well.
 READS = {
-    ("",): [
-        "[cg]*.py",
-        "configs/pocket/*.py",
-        "helpers/*.py",
-        "pocket_scenes/*.py",
-        "ranking/*.py",
-        "notebooks/**/*.ipynb",
-    ],
+    ("",): ["[cg]*.py", "configs/pocket/*.py", "helpers/*.py", "pocket_scenes/*.py", "notebooks/**/*.ipynb"],
     ("", "-page"): ["app.py", "serve.py"],
     ("", "-lab"): ["scripts/run_all.py", "scripts/student_versions.py"],
     ("", "-lab", "-page", "-dev"): ["scripts/*.py", "tests/*.py", "benchmarks/*.py", "configs/cluster/*.py"],

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import losses as self_critical
-from helpers.losses import END_WORD, CiderD, SelfCritical, sentence_bleu4
+from helpers.losses import END_WORD, CiderD, SelfCritical
 from helpers.text import START, normalise
 from helpers.training import run_stage
 from tests.toy_captioners import QUICK, features, small_model, small_run, world
@@ -58,27 +58,6 @@ def test_the_reward_by_hand() -> None:
     one = (runs * runs) / (math.hypot(cat, runs) * math.hypot(dog, runs))
     two = runs * runs / (math.hypot(pair, runs) ** 2)
     assert cider.score("a", ["cat", "runs", END_WORD]) == pytest.approx(10 * (one + two) / 4)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(split(WORDS)), min_size=1, max_size=12))
-def test_sentence_bleu_is_nltks(words: list[str]) -> None:
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-
-    references = [normalise(c) for c in REFERENCES["a"]]
-    expected = sentence_bleu(references, words, smoothing_function=SmoothingFunction().method2)
-    if len(words) >= 4:  # nltk counts one n-gram where a caption has none
-        assert sentence_bleu4(references, words) == pytest.approx(expected, abs=1e-9)
-    assert 0 <= sentence_bleu4(references, words) <= 1
-
-
-def test_bleu_is_added_to_the_reward_as_asked() -> None:
-    words = split("a dog runs on the grass <end>")
-    plain, mixed = SelfCritical(REFERENCES), SelfCritical(REFERENCES, bleu_weight=2.0)
-    assert mixed.reward("a", words) - plain.reward("a", words) == pytest.approx(
-        2.0 * sentence_bleu4(plain.cider.words["a"], words)
-    )
-    assert sentence_bleu4(plain.cider.words["a"], words) == pytest.approx(1.0)
 
 
 class Pictures:

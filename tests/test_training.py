@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from helpers import loop, training
-from helpers.captioner import load_mean
 from helpers.decoding import decode
 from helpers.files import CaptioningError
 from helpers.loop import Average, load_state, make_accelerator, parameter_groups, save_state
@@ -367,19 +366,6 @@ def test_the_mean_is_what_is_measured_and_kept(tmp_path, monkeypatch) -> None:
 
     run_stage(run, {**QUICK, "average": 0.99}, callback=keep)
     assert not same(measured[-1], trained[-1]) and same(run.model.state_dict(), measured[-1])
-
-
-def test_the_mean_of_several_files(tmp_path) -> None:
-    model, paths = small_model(), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for path, value in zip(paths, (1.0, 4.0), strict=True):
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.fill_(value)
-        save_state(path, model)
-    load_mean(paths, model)
-    assert all((weight == 2.5).all() for weight in model.parameters())
-    load_mean(paths[:1], model)
-    assert all((weight == 1.0).all() for weight in model.parameters())
 
 
 def test_a_state_of_another_model_or_a_broken_file_is_refused(tmp_path) -> None:
