@@ -301,30 +301,6 @@ def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
     return out.logits, getattr(out, name)
 
 
-def new_pocket_gpt2(
-    captions: Iterable[str], vocabulary: int = 4000, width: int = 256, layers: int = 4, heads: int = 4,
-    positions: int = 128,
-) -> tuple[GPT2, CaptionTokenizer]:  # fmt: skip
-    """Returns an untrained GPT-2 of this shape with a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al.
-    2019) that was trained on the captions. Notebook 09, section 12."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
-    options = {"special_tokens": [END_TEXT], "initial_alphabet": alphabet, "show_progress": False}
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, **options)
-    tokenizer.train_from_iterator((" " + " ".join(normalise(caption)) for caption in captions), trainer)
-    end = tokenizer.token_to_id(END_TEXT)
-    config = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": tokenizer.get_vocab_size(),
-        "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": heads, "bos_token_id": end,
-        "eos_token_id": end, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "plain_captions": True,
-    }  # fmt: skip
-    return GPT2(config), CaptionTokenizer(tokenizer, end, plain=True)
-
-
 def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
     """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 09, section 12."""
     from safetensors.torch import save_file

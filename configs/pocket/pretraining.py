@@ -13,7 +13,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,9 +40,9 @@ from helpers.files import (
     unknown_name,
     write_json,
 )
-from helpers.language_models import CaptionTokenizer, new_pocket_gpt2, save_language_model
+from helpers.language_models import END_TEXT, GPT2, CaptionTokenizer, save_language_model
 from helpers.losses import CrossEntropy, contrastive_loss, measure
-from helpers.text import IGNORE, Batch, Vocabulary, pad, teacher_forcing_batch
+from helpers.text import IGNORE, Batch, Vocabulary, normalise, pad, teacher_forcing_batch
 from helpers.trunks import WIDTH
 
 FINE_TUNING = {"epochs": 5, "weight_decay": 0.05, "warmup_steps": 100, "beta2": 0.98, "choose_by": ""}
@@ -92,6 +92,30 @@ def _fit(model, objective, batches, validate, defaults: dict, settings: dict, fo
     with TemporaryDirectory() as temporary:
         folder = Path(folder or temporary)
         return loop.fit(model, objective, batches, validate, {**defaults, **settings}, folder, **options)
+
+
+def new_pocket_gpt2(
+    captions: Iterable[str], vocabulary: int = 4000, width: int = 256, layers: int = 4, heads: int = 4,
+    positions: int = 128,
+) -> tuple[GPT2, CaptionTokenizer]:  # fmt: skip
+    """Returns an untrained GPT-2 of this shape with a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al.
+    2019) that was trained on the captions. Notebook 09, section 12."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is unknown
+    options = {"special_tokens": [END_TEXT], "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, **options)
+    tokenizer.train_from_iterator((" " + " ".join(normalise(caption)) for caption in captions), trainer)
+    end = tokenizer.token_to_id(END_TEXT)
+    config = {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": tokenizer.get_vocab_size(),
+        "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": heads, "bos_token_id": end,
+        "eos_token_id": end, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "plain_captions": True,
+    }  # fmt: skip
+    return GPT2(config), CaptionTokenizer(tokenizer, end, plain=True)
 
 
 def documents(references: dict[str, list[str]], tokenizer: CaptionTokenizer, chance: random.Random | None) -> Iterator:
