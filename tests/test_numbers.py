@@ -154,7 +154,7 @@ NEARLY_TIED = {("clipcap-transformer", torch.float16): 12, ("cnn-lstm", torch.bf
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", available())
 def test_a_shipped_captioner_says_the_same_in_another_precision(name, dtype, samples) -> None:
-    """With its own decoding: beam search, then ranked anew by likeness, where any candidate may come first."""
+    """With its own decoding, where the first of nearly tied candidates may change places."""
     least, tolerance = PRECISIONS[dtype]
     captioner = Captioner.load(name)
     expected = captioner.caption(samples)
