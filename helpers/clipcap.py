@@ -6,25 +6,17 @@ T tokens, W width of the language model, V vocabulary.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from helpers.cnn_lstm import Standardise
 from helpers.files import CaptioningError, unknown_name
-from helpers.language_models import (
-    GPT2,
-    CaptionTokenizer,
-    is_plain_gpt2,
-    load_language_model,
-    read_on,
-)
+from helpers.language_models import GPT2, CaptionTokenizer, load_language_model, read_on
 
 
 class MLPMapper(nn.Module):
@@ -93,10 +85,8 @@ class TransformerMapper(nn.Module):
         return x[:, -self.length :]  # [B, P, W]
 
 
-# With these a configuration makes transformers fetch and run code.
-CODE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "trust_remote_code")
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
-TUNING = ("full", "none", "lora")
+TUNING = ("full", "none")
 
 
 @dataclass
@@ -104,26 +94,22 @@ class State:
     """What decoding remembers: the cache, and what the prefix predicted by itself. Notebook 06, section 6."""
 
     cache: Any  # N rows
-    prefix_length: int
     log_probs: Tensor | None  # [N, V] of the first token, until it was given out
-    attention: Tensor | None = None  # [N, P] how much the last token looked at each vector of the prefix
 
 
 class ClipCap(nn.Module):
     """A mapper and a causal language model, behind the captioner protocol. Notebook 06, section 6.
 
     There is no start token: the last output of the prefix predicts the first word. `tune` says what is trained beside
-    the mapper: "full" tunes the language model with it, "none" leaves every weight of it as it was, "lora" adds small
-    trained matrices to it (Hu et al. 2021). `end_id` is the token that ends a caption, the language model's own by
-    default; weights from elsewhere may have been trained to end with another one, such as a full stop.
+    the mapper: "full" tunes the language model with it (a GPT-2), "none" leaves every weight of it as it was. `end_id`
+    is the token that ends a caption, the language model's own by default; weights from elsewhere may have been trained
+    to end with another one, such as a full stop.
     """
 
     start_id = None
-    look = False  # set it and decoding returns, for each token, the attention paid to the prefix (a GPT-2 only)
     defaults = {
         "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
-        "regions": 1, "standardise": True, "dropout": 0.0, "lora_rank": 8, "prompt": "",
-        "end_id": None,
+        "regions": 1, "standardise": True, "dropout": 0.0, "prompt": "", "end_id": None,
     }  # fmt: skip
 
     def __init__(self, feature_width: int, language_model_config: dict | None = None, **options):
@@ -139,12 +125,13 @@ class ClipCap(nn.Module):
             raise unknown_name("mapper", c["mapper"], MAPPERS)
         self.config, self.tokenizer = c, None
         if c["tune"] == "full" and language_model_config:
-            self.language_model = new_language_model(language_model_config)
+            self.language_model = GPT2(language_model_config)
         else:
             self.language_model, self.tokenizer = load_language_model(c["language_model"])
-        c["language_model_config"] = shape = configuration(self.language_model)
-        if c["tune"] == "full" and self.tokenizer is not None:
-            check_comes_back(self.language_model, c["language_model"])
+        known = isinstance(self.language_model, GPT2)
+        if c["tune"] == "full" and not known:
+            raise CaptioningError(f"{c['language_model']!r} is no GPT-2; tune 'none' trains a mapper before it.")
+        c["language_model_config"] = shape = self.language_model.config if known else {"plain_captions": self.tokenizer.plain}
         if self.tokenizer is not None:
             shape["eos_token_id"] = self.tokenizer.end_id  # some configurations name several
             self.tokenizer.end_id = self.tokenizer.end_id if c["end_id"] is None else c["end_id"]
@@ -156,8 +143,6 @@ class ClipCap(nn.Module):
         self.dropout = nn.Dropout(c["dropout"])
         if c["tune"] != "full":
             self.language_model.requires_grad_(False)
-        if c["tune"] == "lora":
-            add_lora(self.language_model, c["lora_rank"])
 
     def train(self, mode: bool = True) -> ClipCap:
         """A language model that is not trained keeps its dropout off in training: it stays the reader that it was."""
@@ -180,31 +165,20 @@ class ClipCap(nn.Module):
         """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""
         prefix = self.prefix(features)  # [B, P, W]
         logits, cache = read_on(self.language_model, inputs_embeds=prefix, logits_to_keep=1)
-        P = prefix.shape[1]
-        return State(cache, P, logits[:, -1].float().log_softmax(-1), self._looked(cache, P))
+        return State(cache, logits[:, -1].float().log_softmax(-1))
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Returns log-probabilities [N, V] after `tokens` [N]. The first call after `start` reads none:
         what follows the prefix is known already."""
         if state.log_probs is not None:
-            return state.log_probs, replace(state, log_probs=None)
+            return state.log_probs, State(state.cache, None)
         logits, cache = read_on(self.language_model, state.cache, input_ids=tokens[:, None])
-        looked = self._looked(cache, state.prefix_length)
-        return logits[:, -1].float().log_softmax(-1), State(cache, state.prefix_length, None, looked)
+        return logits[:, -1].float().log_softmax(-1), State(cache, None)
 
     def reorder(self, state: State, index: Tensor) -> State:
         """Returns the state of the rows `index` [N']; the cache is changed in place."""
         state.cache.reorder_cache(index)
-        log_probs, looked = (None if value is None else value[index] for value in (state.log_probs, state.attention))
-        return State(state.cache, state.prefix_length, log_probs, looked)
-
-    def _looked(self, cache, length: int) -> Tensor | None:
-        """Returns the attention [N, P] that the last pass paid to the prefix, the mean over heads and layers."""
-        if not self.look or not isinstance(self.language_model, GPT2):
-            return None
-        rows = cache.seen.shape[1]  # K; they stand last where the layer before read the whole prefix
-        shares = [weights[:, :, -rows:, :length].float().mean(1) for weights in cache.attentions]  # each [B, K, P]
-        return torch.stack(shares).mean(0).flatten(0, 1)
+        return State(state.cache, None if state.log_probs is None else state.log_probs[index])
 
     def forward(self, features: Tensor, tokens: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns logits [N, T + 1, V] for `tokens` [N, T]: the prefix predicts the first, each token the next.
@@ -229,61 +203,9 @@ class ClipCap(nn.Module):
         """Returns the names of weights that a checkpoint does not carry: an untuned language model's."""
         if self.config["tune"] == "full":
             return []
-        return [f"language_model.{n}" for n, _ in self.language_model.state_dict().items() if "lora_" not in n]
+        return [f"language_model.{name}" for name in self.language_model.state_dict()]
 
     def load_tokenizer(self, path: Path) -> None:
         """Reads the checkpoint's own tokenizer file."""
         plain = bool(self.config["language_model_config"].get("plain_captions"))
         self.tokenizer = CaptionTokenizer.load(path, self.end_id, plain)
-
-
-def new_language_model(config: dict) -> nn.Module:
-    """Returns an untrained language model of any configuration that transformers knows. Notebook 06, section 6."""
-    if is_plain_gpt2(config):
-        return GPT2(config)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    safe = {name: value for name, value in config.items() if not name.lstrip("_").startswith(CODE)}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**safe), trust_remote_code=False)
-
-
-def configuration(model: nn.Module) -> dict:
-    """Returns what `new_language_model` needs to build `model` again. Notebook 06, section 6."""
-    if isinstance(model, GPT2):
-        return model.config
-    shape = model.config
-    return shape.to_diff_dict() | {"model_type": shape.model_type, "eos_token_id": getattr(shape, "eos_token_id", None)}
-
-
-def check_comes_back(model: nn.Module, name: str) -> None:
-    """Raises CaptioningError when a tuned language model could be saved, but not be loaded again. Before training.
-
-    Notebook 06, section 6.
-    """
-    try:
-        with torch.device("meta"):
-            again = new_language_model(json.loads(json.dumps(configuration(model))))
-    except Exception as error:  # whatever the code of 150 kinds of models raises
-        raise CaptioningError(f"{name!r} cannot be rebuilt from its configuration, so not be tuned: {error}") from error
-    shapes = [{n: v.shape for n, v in one.state_dict().items()} for one in (model, again)]
-    if shapes[0] != shapes[1]:
-        raise CaptioningError(f"{name!r} has other weights than its configuration says, so it cannot be tuned.")
-
-
-class LowRank(nn.Module):
-    """Adds the product of two small matrices to a weight (LoRA, Hu et al. 2021). Notebook 06, section 7."""
-
-    def __init__(self, weight: Tensor, rank: int):
-        super().__init__()
-        self.lora_A = nn.Parameter(torch.randn(weight.shape[0], rank) / rank**0.5)
-        self.lora_B = nn.Parameter(torch.zeros(rank, weight.shape[1]))  # nothing is added at first
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + 2.0 * self.lora_A @ self.lora_B
-
-
-def add_lora(model: nn.Module, rank: int) -> None:
-    """Gives the layers that make queries, keys and values a trained matrix of this rank. Notebook 06, section 7."""
-    for name, module in list(model.named_modules()):
-        if name.rsplit(".", 1)[-1] in ("c_attn", "q_proj", "v_proj", "query_key_value"):
-            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))

@@ -39,7 +39,6 @@ class Cache:
         self.store: dict[int, Tensor] = {}  # layer -> keys and values, [2, B, heads, S or more, C]
         self.seen: Tensor | None = None  # [B, K, S] where a row may look
         self.length = 0  # tokens that each row has read
-        self.attentions: list[Tensor] = []  # of the last pass: for each layer [B, heads, Q, S]
 
     def begin(self, rows: int, count: int, device: torch.device) -> Tensor:
         """Makes room for `count` tokens of each of N rows; returns where each new position may look, [B, Q, S]."""
@@ -52,7 +51,7 @@ class Cache:
         past = self.seen.repeat_interleave(count, 1)  # [B, Q, S before]
         may_look = torch.cat([past, new.expand(B, -1, -1)], dim=2)
         self.seen = may_look[:, count - 1 :: count]  # the last token of a row sees all of the row
-        self.length, self.attentions = self.length + count, []
+        self.length += count
         return may_look
 
     def extend(self, layer: int, new: Tensor) -> Tensor:
@@ -114,7 +113,6 @@ class Attention(nn.Module):
         queries = parts[0, :, :, -keep:]  # [-0:] is all of them
         scores = queries * queries.shape[-1] ** -0.5 @ keys.mT + bias[:, :, -keep:]  # [B, heads, Q, S]
         weights = scores.float().softmax(-1).to(values.dtype)
-        cache.attentions.append(weights)
         looked = self.dropout(weights) @ values  # [B, heads, Q, C]
         return self.c_proj(looked.transpose(1, 2).flatten(2))  # [B, Q, W]
 

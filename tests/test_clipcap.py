@@ -130,7 +130,7 @@ def paper_loss(model: ClipCap, images: Tensor, captions: list[list[int]], row: T
 @both_mappers
 @both_families
 def test_a_batch_of_the_official_recipe_gives_the_same_loss_and_gradients(folders, mapper: str, family: str) -> None:
-    tune = "full" if mapper == "mlp" else "none"  # the paper's two variants
+    tune = "full" if (family, mapper) == ("gpt2", "mlp") else "none"  # the paper's two variants
     model = clipcap(folders[family], mapper, tune=tune, standardise=False)
     captions, row = encoded(model, 4)
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
@@ -151,7 +151,7 @@ def test_a_batch_of_the_official_recipe_gives_the_same_loss_and_gradients(folder
 @pytest.mark.parametrize("grid", [False, True], ids=["vector", "grid"])
 @torch.no_grad()
 def test_teacher_forcing_equals_one_step_at_a_time(folders, mapper: str, family: str, grid: bool) -> None:
-    options = {"regions": REGIONS} if grid else {}
+    options = {"regions": REGIONS if grid else 1, "tune": "full" if family == "gpt2" else "none"}
     model = clipcap(folders[family], mapper, prompt="the dog", **options)
     captions, row = encoded(model, 3)
     tokens = pad(captions, 0)
@@ -238,7 +238,7 @@ def test_the_prompt_stands_between_prefix_and_caption(folders) -> None:
 
 
 @both_mappers
-@pytest.mark.parametrize("tune", ["full", "none", "lora"])
+@pytest.mark.parametrize("tune", ["full", "none"])
 def test_only_what_should_learn_learns(folders, tmp_path: Path, mapper: str, tune: str) -> None:
     model = clipcap(folders["gpt2"], mapper, tune=tune)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -249,10 +249,6 @@ def test_only_what_should_learn_learns(folders, tmp_path: Path, mapper: str, tun
     if tune == "none":  # bit for bit
         assert not in_language_model
         assert all(p.grad is None and not p.requires_grad for p in model.language_model.parameters())
-    elif tune == "lora":
-        assert in_language_model and all(".lora_" in name for name in in_language_model)
-        trained = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("language_model.")}
-        assert trained and all(".lora_" in name for name in trained)
     else:
         assert {f"language_model.{n}" for n, _ in model.language_model.named_parameters()} <= in_language_model
 
@@ -269,19 +265,14 @@ def small_encoder(monkeypatch):
     monkeypatch.setattr(helpers.captioner, "load_encoder", lambda name, device="cpu": encoder)
 
 
-@both_families
 @both_mappers
-@pytest.mark.parametrize("tune", ["full", "none", "lora"])
+@pytest.mark.parametrize(("family", "tune"), [("gpt2", "full"), ("gpt2", "none"), ("llama", "none")])
 def test_a_checkpoint_gives_back_the_same_captioner(
     folders, tmp_path: Path, small_encoder, family: str, mapper: str, tune: str
 ) -> None:
     from safetensors.torch import load_file
 
     model = clipcap(folders[family], mapper, tune=tune, seed=3)
-    with torch.no_grad():  # LoRA's second matrices start at zero, and a zero would survive anything
-        for name, parameter in model.named_parameters():
-            if ".lora_B" in name:
-                parameter.normal_(0, 0.05)
     save_checkpoint(tmp_path, model, {"name": "toy", "encoder": "small", "decoding": {"beam_size": 2}})
     again, config = load_checkpoint(tmp_path)
     assert config["class"] == "ClipCap" and config["decoding"] == {"beam_size": 2}
@@ -293,8 +284,7 @@ def test_a_checkpoint_gives_back_the_same_captioner(
     assert again.tokenizer.encode("The red dog!") == model.tokenizer.encode("The red dog!")
     assert again.end_id == model.end_id and not again.training
     stored = [name for name in load_file(tmp_path / "model.safetensors") if name.startswith("language_model.")]
-    adapters = [name for name in stored if ".lora_" in name]
-    assert {"full": len(stored) > 10, "none": not stored, "lora": adapters and adapters == stored}[tune]
+    assert {"full": len(stored) > 10, "none": not stored}[tune]
     assert {n: p.requires_grad for n, p in again.named_parameters()} == {
         n: p.requires_grad for n, p in model.named_parameters()
     }
@@ -306,6 +296,8 @@ def test_a_checkpoint_gives_back_the_same_captioner(
 def test_unknown_options_are_named(folders) -> None:
     with pytest.raises(CaptioningError, match="tuning 'some'.*full"):
         clipcap(folders["gpt2"], tune="some")
+    with pytest.raises(CaptioningError, match="is no GPT-2; tune 'none' trains a mapper"):
+        clipcap(folders["llama"], tune="full")
     with pytest.raises(CaptioningError, match="mapper 'mpl'.*mlp"):
         ClipCap(WIDTH, language_model=str(folders["gpt2"]), mapper="mpl")
     with pytest.raises(CaptioningError, match="no option \\['prefix_lenght'\\]"):
@@ -318,15 +310,14 @@ def test_unknown_options_are_named(folders) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("tune", ["none", "lora"])
-def test_another_language_model_under_the_same_name_is_refused(folders, tmp_path, small_encoder, tune) -> None:
+def test_another_language_model_under_the_same_name_is_refused(folders, tmp_path, small_encoder) -> None:
     """The checkpoint carries none of its weights, so only a digest can tell it from the one of the training."""
     import shutil
 
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(folders["gpt2"], tmp_path / "lm")
-    save_checkpoint(tmp_path / "saved", clipcap(folder, tune=tune), {"name": "toy", "encoder": "small"})
+    save_checkpoint(tmp_path / "saved", clipcap(folder, tune="none"), {"name": "toy", "encoder": "small"})
     load_checkpoint(tmp_path / "saved")
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
