@@ -24,20 +24,19 @@ class Rules:
 
     `repetition_penalty` multiplies the log-probability of every token said before (Keskar et al. 2019, section 4.1, on
     log-probabilities); `no_repeat_ngram` n forbids a token that would complete an n-gram for the second time (Paulus
-    et al. 2017, section 2.5); `min_length` forbids the end token before it; `banned` are sequences of ids of which the
-    last is forbidden after the others. A row with nothing left to say ends. Notebook 07, section 8.
+    et al. 2017, section 2.5); `min_length` forbids the end token before it; `banned` tokens are never said. A row with
+    nothing left to say ends. Notebook 07, section 8.
     """
 
     end_id: int
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
     min_length: int = 1
-    banned: Sequence[Sequence[int]] = ()
+    banned: Sequence[int] = ()
 
-    def __post_init__(self):
-        self.words = sorted({sequence[0] for sequence in self.banned if len(sequence) == 1})
-        self.phrases = [list(sequence) for sequence in self.banned if len(sequence) > 1]
-        self.need_history = self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0 or bool(self.phrases)
+    @property
+    def need_history(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0
 
     def __call__(self, log_probs: Tensor, history: Tensor, length: int) -> Tensor:
         """Returns scores [N, V]: `log_probs` [N, V] itself where no rule applies, else a changed copy.
@@ -45,7 +44,7 @@ class Rules:
         history: [N, t] the tokens so far with the prompt, read if `need_history`; length: the new tokens and the next.
         """
         early = length < self.min_length
-        if not (self.need_history or self.words or early):
+        if not (self.need_history or self.banned or early):
             return log_probs
         scores = log_probs.clone()
         if self.repetition_penalty != 1.0 and history.shape[1]:
@@ -53,15 +52,10 @@ class Rules:
             scores.scatter_(1, history, said)
         if 0 < self.no_repeat_ngram <= history.shape[1]:
             self._forbid_ngrams(scores, history)
-        if self.words:
-            if max(self.words) >= scores.shape[1]:
-                raise CaptioningError(f"The banned token {max(self.words)} is none of the model's {scores.shape[1]}.")
-            scores[:, self.words] = NEVER
-        for phrase in self.phrases:
-            before = torch.tensor(phrase[:-1], device=scores.device)
-            if history.shape[1] >= len(before):
-                said = (history[:, history.shape[1] - len(before) :] == before).all(1)  # [N]
-                scores[:, phrase[-1]] = scores[:, phrase[-1]].masked_fill(said, NEVER)
+        if self.banned:
+            if max(self.banned) >= scores.shape[1]:
+                raise CaptioningError(f"The banned token {max(self.banned)} is none of the model's {scores.shape[1]}.")
+            scores[:, self.banned] = NEVER
         if early:
             scores[:, self.end_id] = NEVER
         stuck = scores.amax(1) == NEVER  # [N] nothing is left to say

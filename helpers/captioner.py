@@ -1,6 +1,6 @@
 """The front door: `Captioner.load(name).caption(photos)`. Also how a captioner is saved, and checked when it is loaded.
 
-A checkpoint is a folder: `model.safetensors`, `config.json` (class, options, encoder, preprocessing, decoding, hashes),
+A checkpoint is a folder: `model.safetensors`, `config.json` (class, options, encoder, decoding, hashes),
 the vocabulary or tokenizer, and a card, `README.md`. They travel together and are verified together.
 
 Shapes: B photos, R regions, D feature width.
@@ -122,7 +122,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: d
     model.tokenizer.save(folder / tokenizer_file)
     save_tensors(folder / "model.safetensors", kept)
     kind = config.get("inference_features", config.get("features", "grid"))
-    about = {"name": config["encoder"], "kind": kind, **encoder.preprocessing, "fingerprint": encoder.fingerprint}
+    about = {"name": config["encoder"], "kind": kind, "size": encoder.size, "fingerprint": encoder.fingerprint}
     entries = {
         "format": FORMAT, "name": config["name"], "class": type(model).__name__, "options": model.config,
         "encoder": about, "decoding": config.get("decoding", {}), "tokenizer": tokenizer_file,
@@ -173,12 +173,10 @@ def _encoder_of(config: dict, device: str):
     """Returns the encoder that a captioner was trained with. Raises CaptioningError when here is another one."""
     wanted = config["encoder"]
     encoder = load_encoder(wanted["name"], device)
-    here = {"fingerprint": encoder.fingerprint, **encoder.preprocessing}  # old checkpoints have the size alone
-    other = {name: wanted[name] for name in here if name in wanted and wanted[name] != here[name]}
-    if other:
+    if encoder.fingerprint != wanted["fingerprint"]:
         raise CaptioningError(
-            f"{config['name']} was trained with another version of the encoder {wanted['name']}, or on photos prepared "
-            f"in another way: {other}, here { ({name: here[name] for name in other}) }. Fetch both again."
+            f"{config['name']} was trained with another version of the encoder {wanted['name']}: its fingerprint is "
+            f"{wanted['fingerprint']}, here {encoder.fingerprint}. Fetch both again."
         )
     return encoder
 

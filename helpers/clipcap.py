@@ -131,7 +131,8 @@ class ClipCap(nn.Module):
         known = isinstance(self.language_model, GPT2)
         if c["tune"] == "full" and not known:
             raise CaptioningError(f"{c['language_model']!r} is no GPT-2; tune 'none' trains a mapper before it.")
-        c["language_model_config"] = shape = self.language_model.config if known else {"plain_captions": self.tokenizer.plain}
+        shape = self.language_model.config if known else {"plain_captions": self.tokenizer.plain}
+        c["language_model_config"] = shape
         if self.tokenizer is not None:
             shape["eos_token_id"] = self.tokenizer.end_id  # some configurations name several
             self.tokenizer.end_id = self.tokenizer.end_id if c["end_id"] is None else c["end_id"]

@@ -41,8 +41,6 @@ class ClipEncoder(Encoder):
     float32. Notebook 05, section 1.
     """
 
-    scale = 255.0
-
     def __init__(self, name: str, device: str = "cpu"):
         """`name`: one of OPENAI, another on the hub, or a local folder. Raises CaptioningError when it is not there."""
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -70,8 +68,6 @@ class ClipEncoder(Encoder):
         self.joint = model.config.projection_dim if kind == "clip" else vision.hidden_size
         self.mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
         self.deviation = torch.tensor(self.processor.image_std).view(3, 1, 1)
-        self.interpolation = Image.Resampling(self.processor.resample).name.lower()
-        self.resize = "crop" if getattr(self.processor, "do_center_crop", False) else "squeeze"
         self.fingerprint = weights_fingerprint(self.module, extra=f"clip {self.size}")
 
     @property
@@ -87,7 +83,7 @@ class ClipEncoder(Encoder):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels as the model wants them: mean 0, deviation 1 a colour, in its number format."""
-        x = pixels.to(self.device).float() / self.scale
+        x = pixels.to(self.device).float() / 255
         return ((x - self.mean.to(self.device)) / self.deviation.to(self.device)).to(self.module.dtype)
 
     def grid(self, pixels: Tensor) -> Tensor:
@@ -97,21 +93,20 @@ class ClipEncoder(Encoder):
         return tokens[:, -self.regions :].float()  # without CLIP's class token
 
     def pooled(self, pixels: Tensor) -> Tensor:
-        return self.encode_image(pixels, normalise=False)
-
-    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
-        """Returns image vectors [B, E] of uint8 pixels [B, 3, S, S], of length 1 unless asked otherwise."""
         out = self.module.get_image_features(pixel_values=self.normalised(pixels))
-        vectors = (out if isinstance(out, Tensor) else out.pooler_output).float()
-        return F.normalize(vectors, dim=-1) if normalise else vectors
+        return (out if isinstance(out, Tensor) else out.pooler_output).float()
 
-    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
-        """Returns caption vectors [N, E], of length 1 unless asked otherwise. What exceeds the context is cut off."""
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Returns image vectors [B, E], of length 1, of uint8 pixels [B, 3, S, S]."""
+        return F.normalize(self.pooled(pixels), dim=-1)
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Returns caption vectors [N, E], of length 1. What exceeds the context is cut off."""
         captions = list(captions)
         with torch.inference_mode():
             pieces = [self._text_vectors(captions[i : i + 256]) for i in range(0, len(captions), 256)]
         vectors = torch.cat(pieces) if pieces else torch.zeros(0, self.joint, device=self.device)
-        return F.normalize(vectors, dim=-1) if normalise else vectors
+        return F.normalize(vectors, dim=-1)
 
     def _text_vectors(self, captions: list[str]) -> Tensor:
         length = self.module.config.text_config.max_position_embeddings
@@ -206,21 +201,15 @@ def load_pocket_clip(folder: Path) -> PocketCLIP:
     from safetensors.torch import load_file
 
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("options", "sha256")):
-        raise CaptioningError(f"{folder} lacks the options or the hashes of a checkpoint; train or fetch it again.")
-    if config.get("class") != "PocketCLIP":
-        raise CaptioningError(f"{folder} holds {config.get('class')!r}, not a PocketCLIP.")
-    for name in ("model.safetensors", "vocabulary.json"):
-        if not (folder / name).is_file() or sha256_file(folder / name) != config["sha256"].get(name):
-            raise CaptioningError(
-                f"{folder / name} is missing or not the file that config.json was written with. Fetch it again."
-            )
     try:
+        if config["class"] != "PocketCLIP":
+            raise ValueError(f"it holds {config['class']!r}, not a PocketCLIP")
+        for name in ("model.safetensors", "vocabulary.json"):
+            if sha256_file(folder / name) != config["sha256"][name]:
+                raise ValueError(f"{name} is not the file that config.json was written with")
         model = PocketCLIP(Vocabulary.load(folder / "vocabulary.json"), pretrained=False, **config["options"])
         tensors = load_file(folder / "model.safetensors")
         model.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in tensors.items()})
-    except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CaptioningError(
-            f"The weights in {folder} do not fit its configuration: {str(error)[:200]}. Fetch the checkpoint again."
-        ) from error
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CaptioningError(f"{folder} cannot be used: {str(error)[:200]}. Train or fetch it again.") from error
     return model.eval().requires_grad_(False)

@@ -45,13 +45,10 @@ class Draw:
 
     def likeliest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what may be drawn: scores [N, k], best first, -inf where cut, and token ids [N, k]."""
-        values, ids = scores.topk(min(self.top_k or 512, scores.shape[1]))
-        whole = (values if self.top_k else scores).logsumexp(1, keepdim=True)  # [N, 1]
-        if self.top_k is None and ((values - whole).exp().sum(1) < self.top_p).any():  # a nucleus is mostly small
-            values, ids = scores.sort(1, descending=True)
+        values, ids = scores.topk(min(self.top_k or scores.shape[1], scores.shape[1]))
         if self.top_p is None:
             return values, ids
-        probabilities = (values - whole).exp()
+        probabilities = values.softmax(1)
         before = probabilities.cumsum(1) - probabilities  # [N, k] what is likelier than this token
         cut = before >= self.top_p
         cut[:, 0] = False
@@ -112,7 +109,7 @@ def decode(
     length_penalty: float = 0.7,
     repetition_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
-    banned: Sequence[str | int] = (),
+    banned: Sequence[int] = (),
     prompt: str = "",
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -125,7 +122,7 @@ def decode(
     temperature, top_k, top_p, seed (or generator)    see `Draw`; used by "sample".
     max_length, min_length    bounds on the new tokens; the end token counts.
     length_penalty      0 ranks by log-probability, 1 by its mean over the tokens; above 1 favours long captions.
-    repetition_penalty, no_repeat_ngram, banned    see `helpers.beam.Rules`; banned holds words, phrases or token ids.
+    repetition_penalty, no_repeat_ngram, banned    see `helpers.beam.Rules`.
     prompt              text that the caption begins with; it counts as said.
     trace               a list that receives, in a beam search, for each image the candidates of each step, best first:
                         columns total, parent (a place among those kept before), token, log_prob, finished, kept.
@@ -149,7 +146,9 @@ def decode(
     if not len(features):
         return []
     ids = _prompt_ids(model, prompt)
-    rules = Rules(model.end_id, repetition_penalty, no_repeat_ngram, min_length, _banned_ids(model, banned))
+    # Tokens that are no words (padding, start, unknown) are in no caption that a person wrote
+    banned = [*getattr(getattr(model, "tokenizer", None), "unsayable", ()), *banned]
+    rules = Rules(model.end_id, repetition_penalty, no_repeat_ngram, min_length, banned)
     training = [module for module in model.modules() if module.training]  # a frozen part may be in another mode
     model.eval()
     try:
@@ -173,28 +172,13 @@ def decode(
             module.training = True
 
 
-def phrase_ids(model, words: Sequence[str]) -> list[list[int]]:
-    """Returns the tokens of those words (or phrases) that the model can say. Notebook 07, section 10."""
-    encoded = [model.tokenizer.encode(word) for word in words]
-    return [ids for ids in encoded if ids and getattr(model.tokenizer, "unknown_id", None) not in ids]
-
-
 def _prompt_ids(model, prompt: str) -> list[int]:
     ids = model.tokenizer.encode(prompt) if prompt.strip() else []
-    if ids and not phrase_ids(model, [prompt]):
-        named = ", ".join(repr(word) for word in prompt.split() if not phrase_ids(model, [word]))
+    unknown = getattr(getattr(model, "tokenizer", None), "unknown_id", None)
+    if unknown in ids:
+        named = ", ".join(repr(word) for word in prompt.split() if unknown in model.tokenizer.encode(word))
         raise CaptioningError(f"The model does not know {named} of the prompt; use words of its training captions.")
     return ids
-
-
-def _banned_ids(model, banned: Sequence[str | int]) -> list[list[int]]:
-    """Returns one sequence of ids for each banned token, word or phrase; what the model cannot say needs no ban.
-
-    Tokens that are no words (padding, start, unknown) are always banned: they are in no caption that a person wrote.
-    """
-    tokenizer = getattr(model, "tokenizer", None)
-    out = [[item] for item in (*getattr(tokenizer, "unsayable", ()), *banned) if not isinstance(item, str)]
-    return out + phrase_ids(model, [item for item in banned if isinstance(item, str)])
 
 
 def _begin(model, features: Tensor, prompt: list[int]) -> tuple[Tensor, object, Tensor | None]:

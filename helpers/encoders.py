@@ -34,7 +34,7 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import open_image
-from helpers.trunks import WIDTH, Encoder, TrunkEncoder, imagenet_head, lite_trunk, weights_fingerprint
+from helpers.trunks import WIDTH, Encoder, TrunkEncoder, lite_trunk, weights_fingerprint
 
 
 class LiteEncoder(TrunkEncoder):
@@ -47,11 +47,6 @@ class LiteEncoder(TrunkEncoder):
         self.regions = self.module.regions
         self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
 
-    def classify(self, pooled: Tensor) -> Tensor:
-        """Returns the probabilities of ImageNet's classes [B, 1000], given pooled vectors [B, D]."""
-        with torch.inference_mode():
-            return imagenet_head(self.module.version)(pooled.float().cpu()).softmax(-1)
-
 
 class PocketClipEncoder(TrunkEncoder):
     """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`. Notebook 05, section 2."""
@@ -63,7 +58,6 @@ class PocketClipEncoder(TrunkEncoder):
         self.module, self.regions, self.width = self.model.trunk, self.model.trunk.regions, WIDTH
         self.name = "pocket-clip" if folder == CHECKPOINTS / "pocket-clip" else f"pocket-clip:{folder}"
         self.size = self.model.config["size"]
-        self.folder = folder
 
     @property
     def fingerprint(self) -> str:  # follows the weights: no feature of before a fine-tuning is taken for one after it
@@ -74,21 +68,19 @@ class PocketClipEncoder(TrunkEncoder):
         """The factor on cosine similarities, the inverse of the temperature."""
         return self.model.logit_scale.detach().exp().item()
 
-    def encode_image(self, pixels: Tensor, normalise: bool = True) -> Tensor:
-        """Returns image vectors [B, E] of uint8 pixels, of length 1 unless asked otherwise."""
-        vectors = self.model.pool(self.grid(pixels).float())
-        return F.normalize(vectors, dim=-1) if normalise else vectors
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Returns image vectors [B, E], of length 1, of uint8 pixels."""
+        return self.embed_grid(self.grid(pixels))
 
     def embed_grid(self, grid: Tensor) -> Tensor:
         """Returns image vectors [B, E] of length 1 from grids [B, R, D] that were encoded before."""
         with torch.inference_mode():
             return F.normalize(self.model.pool(grid.to(self.device).float()), dim=-1)
 
-    def encode_text(self, captions: Sequence[str], normalise: bool = True) -> Tensor:
-        """Returns caption vectors [N, E]."""
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Returns caption vectors [N, E], of length 1."""
         with torch.inference_mode():
-            vectors = self.model.text_side(list(captions)).float()
-        return F.normalize(vectors, dim=-1) if normalise else vectors
+            return F.normalize(self.model.text_side(list(captions)).float(), dim=-1)
 
 
 def load_encoder(name: str, device: str = "cpu", **options) -> Encoder:

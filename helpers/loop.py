@@ -32,7 +32,6 @@ SETTINGS = {
     "patience": 0,  # epochs without improvement before the stage ends; 0 is off
     "choose_by": "dev_loss",  # the column whose best epoch is kept; "" keeps the last epoch
 }
-EXPLODED = 10  # times the loss of a model that guesses evenly among all words; a healthy one starts at about once that
 
 
 def fit(
@@ -46,7 +45,6 @@ def fit(
     stage: int = 1,
     seed: int = 0,
     groups: list[dict] | None = None,
-    limit: float = math.inf,
     made_from: dict | None = None,
     earlier: Sequence[dict] = (),
     accelerator=None,
@@ -57,8 +55,8 @@ def fit(
 
     loss(model, batch) -> (loss summed over tokens, number of tokens, {column: number}). batches: `epoch(n)` yields the
     batches of an epoch, each with `to(device)`, `images` and `share`; `len` counts them. validate() -> {column: number}
-    of the model as it is then. settings: over SETTINGS. groups: see `parameter_groups`. limit: a loss per token above
-    it has exploded. earlier: the history's rows of the stages before.
+    of the model as it is then. settings: over SETTINGS. groups: see `parameter_groups`. earlier: the
+    history's rows of the stages before.
 
     After each epoch everything needed to go on is written to `folder`, so a killed run resumes with the same losses as
     one that was never killed, and `history.csv`. made_from: what else, beside settings and seed, the result depends on.
@@ -102,8 +100,8 @@ def fit(
                     summed, count, figures = loss(wrapped, batch)
                 each = summed / count.clamp(min=1)
                 value = each.item()
-                if not math.isfinite(value) or abs(value) > limit:
-                    _stop(f"The loss is {value:.4g} (at most {limit:.4g} is sane)", state, batch.images, last)
+                if not math.isfinite(value):
+                    _stop(f"The loss is {value}", state, batch.images, last)
                 optimizer.zero_grad()
                 accelerator.backward(each * batch.share)  # shares make several processes' mean that of the whole batch
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), settings["clip"])

@@ -21,14 +21,6 @@ SIGMA = 6.0  # how fast CIDEr-D's length penalty falls
 END_WORD = "<end>"
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the captioner itself; in a job of several processes a wrapper that shares gradients stands around it.
-
-    Notebook 09, section 13.
-    """
-    return getattr(model, "module", model)
-
-
 @dataclass
 class CrossEntropy:
     """Teacher forcing: the model reads the true caption and is asked for its next word at every position.
@@ -54,7 +46,8 @@ class CrossEntropy:
         tokens = mask.sum()
         # The extra loss is a mean over captions: each process's part of a batch counts by its captions, not its tokens.
         weight = tokens if batch.length is None else len(batch.labels) * batch.length
-        return loss + unwrapped(model).extra_loss(attention, mask.float()) * weight, tokens, {}
+        plain = getattr(model, "module", model)  # of several processes, a wrapper shares gradients
+        return loss + plain.extra_loss(attention, mask.float()) * weight, tokens, {}
 
 
 class CiderD:
@@ -125,7 +118,7 @@ class SelfCritical:
 
     def __call__(self, model, batch) -> tuple[Tensor, Tensor, dict[str, float]]:
         model.eval()  # no dropout; gradients still flow
-        plain = unwrapped(model)
+        plain = getattr(model, "module", model)
         groups = decode(
             plain, batch.features, "sample",
             samples=self.samples, max_length=self.max_length, temperature=self.temperature,

@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,22 +150,18 @@ def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
 def meteor_counts(references: Mapping[str, list[str]], hypotheses: Mapping[str, str]) -> np.ndarray:
     """Returns METEOR's 23 counts an image, float64 [N, 23], from the program that pycocoevalcap carries.
 
-    Captions are tokenised. All lines go in at once: a program that dies is not waited for, but raises CaptioningError.
-    Notebook 08, section 4.
+    Captions are tokenised. Raises CaptioningError where there is no Java, or the program dies. Notebook 08, section 4.
     """
-    import pycocoevalcap.meteor.meteor as meteor
+    from pycocoevalcap.meteor.meteor import Meteor
 
     if not shutil.which("java"):
         raise CaptioningError("METEOR skipped: there is no Java (`apt-get install default-jre-headless`).")
-    jar = Path(meteor.__file__).parent / "meteor-1.5.jar"
-    lines = [f"SCORE ||| {' ||| '.join(references[image])} ||| {caption}\n" for image, caption in hypotheses.items()]
-    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
-    done = subprocess.run(command, input="".join(lines), capture_output=True, encoding="utf-8", cwd=jar.parent)
-    counts = np.array(done.stdout.split(), dtype=object)
-    if done.returncode or counts.size != 23 * len(lines):
-        said = (done.stderr.strip() or "no reason given").splitlines()[0]
-        raise CaptioningError(f"METEOR skipped: its program failed (exit status {done.returncode}: {said[:200]}).")
-    counts = counts.astype(np.float64).reshape(-1, 23)
+    try:
+        program = Meteor()
+        lines = [program._stat(caption, references[image]).split() for image, caption in hypotheses.items()]
+        counts = np.array(lines, dtype=np.float64).reshape(-1, 23)
+    except (OSError, ValueError) as error:
+        raise CaptioningError(f"METEOR skipped: its program failed ({error}).") from error
     whole = (counts[:, 20] == 1) & (counts[:, 21:23] == counts[:, 0:2]).all(axis=1)
     counts[whole, 20] = 0  # a caption matched in one piece is in no pieces: it pays no penalty, alone or in a sum
     return counts

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from helpers.images import open_image
@@ -106,32 +106,6 @@ def photo_grid(
             axes.axis("off")
             axes.text(0, -0.04 / high[i], texts[i], size=TEXT, va="top", transform=axes.transAxes)
         top -= tallest + under
-    return figure
-
-
-def word_bars(words: Sequence[str], probabilities: Sequence[float]) -> Figure:
-    """Returns a bar a word: the probability that the model gave it (0 to 1). Notebook 00, section 4."""
-    figure = Figure(figsize=(WIDTH, 2.6))
-    axes = figure.subplots()
-    bars = axes.bar(range(len(words)), probabilities, width=0.7)
-    axes.bar_label(bars, fmt="{:.2g}", size=TEXT)
-    axes.set(ylabel="probability", ylim=(0, 1.08), xlabel="words in the order they were chosen")
-    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(words) > 10 else {}
-    axes.set_xticks(range(len(words)), words, **turned)
-    axes.grid(axis="x", visible=False)
-    return figure
-
-
-def length_histogram(lengths: pd.DataFrame) -> Figure:
-    """Returns a line a split. lengths: columns split, words, captions (how many). Notebook 01, section 5."""
-    figure = Figure(figsize=(WIDTH, 3.0))
-    axes = figure.subplots()
-    for split, rows in lengths.groupby("split", sort=False):
-        full = rows.set_index("words")["captions"].reindex(range(rows["words"].max() + 2), fill_value=0)
-        axes.plot(full.index, full / full.sum(), label=split, drawstyle="steps-mid")
-    axes.set(xlabel="words in a caption", ylabel="share of captions", ylim=(0, None), xlim=(0, None))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend()
     return figure
 
 

@@ -29,7 +29,6 @@ _INSIDE = str.maketrans("", "", "'’`´\u200c\u200d")  # apostrophes, and the j
 _MARKS = "".join(chr(code) for code in range(0x300, 0x20000)
                  if unicodedata.category(chr(code))[0] == "M" and not 0xFE00 <= code <= 0xFE0F)
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
-_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai ... Chinese
 
 
 def ngrams(words: Sequence[str]) -> list[Counter]:
@@ -45,19 +44,6 @@ def normalise(caption: str) -> list[str]:
     """
     text = unicodedata.normalize("NFKC", caption).lower().translate(_INSIDE)
     return _WORD.findall(unicodedata.normalize("NFKC", text))  # again: a letter may now stand beside its accent
-
-
-def without_blanks(captions: Iterable[str]) -> str:
-    """Returns a warning if most captions are of a script without blanks (Thai, Chinese) and about one word; else "".
-
-    Each caption would be one word of the vocabulary, seen once. Notebook 09, section 6.
-    """
-    words = [found for found in map(normalise, captions) if found]
-    long = [found for found in words if _NO_BLANKS.search(found[0]) and sum(map(len, found)) / len(found) >= 5]
-    if len(long) * 2 <= len(words):
-        return ""
-    return (f"{len(long):,} of {len(words):,} captions have no blanks between their words. Put blanks there first "
-            "(pythainlp, jieba), or train a ClipCap, whose tokeniser needs none.")
 
 
 class Vocabulary:
@@ -86,12 +72,11 @@ class Vocabulary:
         captions = list(captions)
         counts = Counter(word for caption in captions for word in normalise(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
-        unbroken = without_blanks(captions)
-        advice = unbroken or "Lower min_count or add captions."
+        advice = "Lower min_count or add captions; Thai or Chinese need blanks put between their words first."
         if not kept:
             raise CaptioningError(f"No word occurs {min_count} times in these captions. {advice}")
         known = sum(counts[word] for word in kept) / counts.total()
-        if unbroken or known < 0.5:
+        if known < 0.5:
             warnings.warn(f"{1 - known:.0%} of the words in these captions become <unk>. {advice}", stacklevel=2)
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 

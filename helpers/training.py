@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,7 +68,6 @@ FINE_TUNING: dict[str, Any] = {
     "epochs": 12, "images_per_batch": 16, "learning_rate": 3e-4, "warmup_steps": 10, "patience": 3,
     "decoding": {"method": "greedy", "max_length": 24},
 }  # fmt: skip
-EXPLODED_REWARD = 10  # CIDEr-D is at most 10: a self-critical loss is as many times a log-probability
 
 
 def stage_settings(stage: dict) -> dict:
@@ -112,14 +110,12 @@ def run_stage(
     """
     settings, accelerator = stage_settings(stage), accelerator or loop.make_accelerator()
     batches = _batches(run, run.train, run.views, settings, (accelerator.process_index, accelerator.num_processes))
-    limit = loop.EXPLODED * math.log(max(len(run.model.tokenizer), 3))
     if objective is not None:
-        limit, settings["objective"] = math.inf, type(objective).__name__  # a state knows what it was made with
+        settings["objective"] = type(objective).__name__  # a state knows what it was made with
     elif settings["objective"] == "cross_entropy":
         objective = CrossEntropy(settings["label_smoothing"])
     elif settings["objective"] == "self_critical":
         objective = SelfCritical(run.train, settings["samples"], settings["temperature"])
-        limit *= EXPLODED_REWARD
     else:
         raise unknown_name("objective", settings["objective"], ["cross_entropy", "self_critical"])
     history = loop.fit(
@@ -131,7 +127,6 @@ def run_stage(
         run.folder,
         stage=number,
         seed=run.seed,
-        limit=limit,
         made_from={"train": _summary(run.train), "dev": _summary(run.dev), "model": run.model.config, **run.made_from},
         earlier=run.history,
         accelerator=accelerator,

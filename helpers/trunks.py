@@ -63,19 +63,7 @@ class LiteTrunk(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)  # on a CPU twice as fast
         self.cut = max(i for i, block in enumerate(net._blocks) if block._depthwise_conv.stride[0] == 2)
         self.drop_path = 0.0
-        self.freeze(stem=True, tail=True)
-
-    def freeze(self, stem: bool, tail: bool) -> None:
-        """Chooses which half takes gradients."""
-        self.requires_grad_(not stem)
-        for parameter in self.tail_parameters().values():
-            parameter.requires_grad_(not tail)
-
-    def tail_parameters(self) -> dict[str, nn.Parameter]:
-        """Returns the weights of the tail by name. BatchNorm's statistics never change and are not among them."""
-        parts = [self.net._conv_head, self.net._bn1, *self.net._blocks[self.cut :]]
-        inside = {id(parameter) for part in parts for parameter in part.parameters()}
-        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in inside}
+        self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> LiteTrunk:
         super().train(mode)
@@ -105,24 +93,12 @@ class LiteTrunk(nn.Module):
 
 
 @cache
-def imagenet_head(version: int) -> nn.Linear:
-    """Returns the frozen last layer of the pretrained network: the pooled vector [B, 1280] to 1000 classes.
-
-    Notebook 05, section 6.
-    """
-    weights = torch.load(pretrained_weights(version), map_location="cpu", weights_only=True)
-    head = nn.Linear(WIDTH, 1000)
-    head.load_state_dict({name: weights[f"_fc.{name}"].clone() for name in ("weight", "bias")})
-    return head.eval().requires_grad_(False)
-
-
-@cache
 def lite_trunk(version: int, size: int) -> LiteTrunk:
     """Returns the frozen pretrained trunk, loaded once a process. Notebook 01, section 8."""
     return LiteTrunk(version, size).eval()
 
 
-KINDS = ("grid", "pooled", "embedding", "stem")
+KINDS = {"grid": "grid", "pooled": "pooled", "embedding": "encode_image", "stem": "stem"}  # kind -> who makes it
 MIRROR = "+mirror"
 
 
@@ -140,21 +116,6 @@ class Encoder:
     fingerprint: str
     module: nn.Module
     device: torch.device
-    resize, interpolation = "squeeze", "bicubic"  # see `preprocessing`
-    scale: float = 1.0
-    mean: Sequence[float] | Tensor = (0.0,)
-    deviation: Sequence[float] | Tensor = (1.0,)
-
-    @property
-    def preprocessing(self) -> dict:
-        """How photos are made ready: squeezed to a square or cropped, then (x / scale - mean) / deviation. Every
-        checkpoint keeps it, and is checked against it.
-        """
-        entry = {name: getattr(self, name) for name in ("size", "resize", "interpolation", "scale")}
-        numbers = {"mean": self.mean, "deviation": self.deviation}
-        # float32 in one library and float64 in another: six digits are the same in both
-        rounded = {name: [round(float(v), 6) for v in torch.as_tensor(n).flatten()] for name, n in numbers.items()}
-        return entry | rounded
 
     @property
     def chunk(self) -> int:
@@ -164,8 +125,7 @@ class Encoder:
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
         if image.size != (self.size, self.size):
-            how = Image.Resampling[self.interpolation.upper()]
-            image = image.resize((self.size, self.size), how, reducing_gap=3.0)
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, reducing_gap=3.0)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
     def grid(self, pixels: Tensor) -> Tensor:
@@ -183,17 +143,16 @@ class Encoder:
         others. A kind with "+mirror", such as "pooled+mirror", is the mean over the picture and its mirror image.
         """
         if kind.endswith(MIRROR):
-            kind = kind.removesuffix(MIRROR)
-            return mean_of_views(self.features(pixels, kind), self.features(pixels.flip(-1), kind))
-        if kind not in KINDS:
-            raise unknown_name("kind of feature", kind, KINDS)
-        if kind == "embedding" and not hasattr(self, "encode_image"):
-            raise CaptioningError(f"{self.name} has no text side, so it has no embedding; use 'grid' or 'pooled'.")
-        if kind == "stem" and not hasattr(self, "stem"):
-            raise CaptioningError(f"{self.name} is not cut in two; only EfficientNet-Lite has a stem to cache.")
-        run = getattr(self, "encode_image" if kind == "embedding" else kind)
+            plain, mirrored = (self.features(x, kind.removesuffix(MIRROR)) for x in (pixels, pixels.flip(-1)))
+            if plain.ndim == 3:  # the mirror image's grid is turned back, so that each region meets itself
+                side = round(plain.shape[1] ** 0.5)
+                mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+            return (plain + mirrored) / 2
+        kinds = {name: getattr(self, method) for name, method in KINDS.items() if hasattr(self, method)}
+        if kind not in kinds:
+            raise unknown_name(f"kind of feature of {self.name}", kind, kinds)
         with torch.inference_mode():
-            return torch.cat([run(chunk.to(self.device)).float().cpu() for chunk in pixels.split(self.chunk)])
+            return torch.cat([kinds[kind](x.to(self.device)).float().cpu() for x in pixels.split(self.chunk)])
 
     def encode(self, images: Sequence[Image.Image], kind: str = "grid") -> Tensor:
         """Returns features of PIL images, as `features` does."""
@@ -203,32 +162,12 @@ class Encoder:
 class TrunkEncoder(Encoder):
     """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 05, section 8."""
 
-    @property
-    def mean(self) -> tuple[float]:
-        return (self.module.mean,)
-
-    @property
-    def deviation(self) -> tuple[float]:
-        return (self.module.deviation,)
-
     def grid(self, pixels: Tensor) -> Tensor:
         return self.module(pixels)
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
         return self.module.stem(pixels)
-
-
-def mean_of_views(plain: Tensor, mirrored: Tensor) -> Tensor:
-    """Returns the mean of the features of pictures and of their mirror images, [B, D] or [B, R, D].
-
-    The grid of a mirror image is turned back first, so that each region is averaged with itself.
-    Notebook 01, section 8.
-    """
-    if plain.ndim == 3:
-        side = round(plain.shape[1] ** 0.5)
-        mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
-    return (plain + mirrored) / 2
 
 
 def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:

@@ -107,18 +107,6 @@ def test_another_version_of_the_encoder_is_refused(copy: Path) -> None:
         Captioner.load(copy)
 
 
-def test_the_preprocessing_is_kept_and_checked(copy: Path, samples) -> None:
-    entry = json.loads((copy / "config.json").read_text())["encoder"]
-    stated = load_encoder(ENCODER).preprocessing
-    assert {name: entry[name] for name in stated} == stated and stated["resize"] == "squeeze"
-    for name, value in (("size", 192), ("resize", "crop"), ("interpolation", "bilinear"), ("mean", [0.5, 0.5, 0.5])):
-        edit(copy, encoder={**entry, name: value})
-        with pytest.raises(CaptioningError, match=f"prepared in another way.*'{name}'"):
-            Captioner.load(copy)
-    edit(copy, encoder={name: entry[name] for name in ("name", "kind", "size", "fingerprint")})  # of before it was kept
-    assert Captioner.load(copy).caption(samples[0])[0].error is None
-
-
 def test_a_folder_without_a_checkpoint_and_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(CaptioningError, match="is no checkpoint"):
         Captioner.load(tmp_path)

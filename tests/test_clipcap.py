@@ -261,7 +261,7 @@ def small_encoder(monkeypatch):
     """Stands in for the image encoder that a checkpoint names."""
     import helpers.captioner
 
-    encoder = SimpleNamespace(preprocessing={"size": 32}, fingerprint="f", name="small")
+    encoder = SimpleNamespace(size=32, fingerprint="f", name="small")
     monkeypatch.setattr(helpers.captioner, "load_encoder", lambda name, device="cpu": encoder)
 
 

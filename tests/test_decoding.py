@@ -5,7 +5,6 @@ The comparisons with `transformers` and the fast GPT-2 step are in test_decoding
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -188,17 +187,6 @@ def test_lstm_scores_and_maps_are_those_of_one_padded_batch_of_teacher_forcing(k
 
 
 # -- rules ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_banned_phrase_is_not_said_but_its_words_are():
-    toy, features = Toy(1, 8), toy_features(0, 20)
-    plain = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10)]
-    pairs = [pair for tokens in plain for pair in itertools.pairwise(tokens) if END not in pair]
-    first, second = max(set(pairs), key=pairs.count)
-    toy.tokenizer = type("Tokenizer", (), {"encode": lambda self, text: [first, second], "decode": None})()
-    changed = [h.tokens for (h,) in decode(toy, features, "greedy", max_length=10, banned=["a phrase"])]
-    assert all((first, second) not in itertools.pairwise(tokens) for tokens in changed)
-    assert any(first in tokens for tokens in changed) and any(second in tokens for tokens in changed)
 
 
 def test_a_penalty_ranks_but_is_not_part_of_the_log_probability():

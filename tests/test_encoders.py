@@ -129,26 +129,15 @@ def test_an_unknown_name_gets_a_hint(name, hint) -> None:
         load_encoder(name)
 
 
-def test_preprocessing_is_stated_as_it_is_done(lite, tmp_path) -> None:
-    stated = {"size": 224, "resize": "squeeze", "interpolation": "bicubic", "scale": 1.0}
-    assert lite.preprocessing == {**stated, "mean": [127.0], "deviation": [128.0]}
-    assert load_encoder("pocket-clip").preprocessing == lite.preprocessing
+def test_a_photo_is_squeezed_to_a_square(lite) -> None:
     wide = Image.effect_noise((90, 40), 80).convert("RGB")
     square = wide.resize((lite.size, lite.size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     assert torch.equal(lite.prepare(wide), lite.prepare(square))
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    for kind, resize in (("clip", "crop"), ("siglip", "squeeze")):
-        encoder = load_encoder(f"clip:{save_clip(kind, tmp_path / kind)}")
-        said = encoder.preprocessing
-        assert (said["resize"], said["interpolation"], said["size"]) == (resize, "bicubic", encoder.size)
-        mean, deviation = (torch.tensor(said[name]).view(3, 1, 1) for name in ("mean", "deviation"))
-        expected = (pixels / said["scale"] - mean) / deviation
-        assert torch.allclose(encoder.normalised(pixels), expected, atol=1e-5)
 
 
 def test_a_kind_that_an_encoder_lacks_is_refused(lite) -> None:
     pixels = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
-    for kind, reason in (("embedding", "no text side"), ("colour", "Unknown kind")):
+    for kind, reason in (("embedding", "efficientnet-lite0 'embedding'"), ("colour", "Known: grid, pooled, stem")):
         with pytest.raises(CaptioningError, match=reason):
             lite.features(pixels, kind)
 

@@ -36,14 +36,14 @@ def assert_names_everything(message: str, folder) -> None:
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_an_exploding_loss_stops_although_it_is_a_number(tmp_path) -> None:
+def test_a_loss_that_is_no_number_stops(tmp_path) -> None:
     run = small_run(tmp_path)
 
     def spoil() -> None:
         with torch.no_grad():
-            run.model.output.weight.mul_(1e5)
+            run.model.output.weight.mul_(float("inf"))
 
-    with pytest.raises(CaptioningError, match=r"The loss is .* \(at most .* is sane\)") as caught:
+    with pytest.raises(CaptioningError, match="The loss is nan") as caught:
         run_stage(run, {**QUICK, "epochs": 4}, callback=spoil_after(2, spoil))
     assert_names_everything(str(caught.value), tmp_path)
 

@@ -43,16 +43,6 @@ def test_a_grid_shows_every_photo_with_its_caption(tmp_path: Path) -> None:
     assert boxes[3].y1 < boxes[0].y0  # the second row is below the first
 
 
-def test_words_have_bars_and_lengths_have_lines() -> None:
-    bars = plots.word_bars(["a", "dog"], [0.9, 0.2]).axes[0]
-    assert [bar.get_height() for bar in bars.patches] == [0.9, 0.2]
-    assert [label.get_text() for label in bars.get_xticklabels()] == ["a", "dog"]
-    lengths = pd.DataFrame([("train", 2, 3), ("train", 4, 1), ("dev", 3, 2)], columns=["split", "words", "captions"])
-    axes = plots.length_histogram(lengths).axes[0]
-    assert dict(zip(*axes.lines[0].get_data(), strict=True))[2] == 0.75 and sum(axes.lines[0].get_ydata()) == 1
-    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
-
-
 def test_tokens_and_scores() -> None:
     tables = {"inputs": [["<start>", "a"], ["<start>", "<pad>"]], "labels": [["a", "<end>"], ["<end>", "-100"]]}
     figure = plots.token_grid(tables)
@@ -67,7 +57,7 @@ def test_tokens_and_scores() -> None:
 def test_show_stores_a_small_picture_and_its_words(monkeypatch, kind: str) -> None:
     seen = {}
     monkeypatch.setattr(IPython.display, "display", lambda data, **options: seen.update(data=data, **options))
-    figure = plots.photo_grid([photo()]) if kind == "image/jpeg" else plots.word_bars(["a"], [0.5])
+    figure = plots.photo_grid([photo()]) if kind == "image/jpeg" else plots.token_grid({"a": [["dog"]]})
     plots.show(figure, "A red photo.")
     assert set(seen["data"]) == {kind, "text/plain"} and "A red photo." in seen["data"]["text/plain"]
     assert seen["metadata"][kind]["alt"] == "A red photo."
@@ -101,9 +91,9 @@ def test_training_has_a_colour_a_run_and_a_line_between_stages() -> None:
 def test_letters_that_no_font_has_are_one_line(capsys, monkeypatch) -> None:
     plots.use_style()
     monkeypatch.setitem(plots.mpl.rcParams, "font.family", ["DejaVu Sans"])
-    plots.show(plots.word_bars(["कुत्ता", "घास"], [0.5, 0.4]), "Two words.")
+    plots.show(plots.token_grid({"a": [["कुत्ता", "घास"]]}), "Two words.")
     assert capsys.readouterr().out.count("No font here has all letters of this figure") == 1
-    plots.show(plots.word_bars(["chien"], [0.5]), "One word.")
+    plots.show(plots.token_grid({"a": [["chien"]]}), "One word.")
     assert "No font" not in capsys.readouterr().out
 
 

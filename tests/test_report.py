@@ -58,7 +58,6 @@ def test_missing_unreadable_and_near_duplicate_images_are_found(tmp_path):
                           ("near-duplicate", "a.jpg"), ("near-duplicate", "d.jpg")}
     assert "c.jpg cannot be decoded" in found["unreadable", "c.jpg"]
     assert set(findings[findings.image == "a.jpg"].detail.str.extract(r"like (.+) in (.+) \(")[0]) == {"d.jpg", "e.jpg"}
-    assert dataset_report(dataset, check_images=False).findings.kind.tolist() == ["few captions"]
 
 
 def test_hash_is_near_for_the_same_photo_and_far_for_others():

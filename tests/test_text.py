@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.files import CaptioningError
-from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, teacher_forcing_batch, without_blanks
+from helpers.text import END, IGNORE, PAD, START, UNKNOWN, Vocabulary, normalise, teacher_forcing_batch
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,9 @@ def test_rare_and_unseen_words_are_unknown() -> None:
     assert words.encode("A dog, a cat, a zebra") == [4, 5, 4, UNKNOWN, 4, UNKNOWN]
 
 
-@pytest.mark.parametrize("captions", [["一只黑狗在草地上奔跑。", "两个人骑着马"]])
-def test_text_without_blanks_is_warned_of(captions: list[str]) -> None:
-    assert "2 of 2 captions have no blanks" in without_blanks(captions)
-    with pytest.warns(UserWarning, match="0% of the words.*no blanks.*jieba"):
-        Vocabulary.build(captions, min_count=1)
-    with pytest.raises(CaptioningError, match="No word occurs 4 times.*pythainlp"):
-        Vocabulary.build(captions)
+def test_text_without_blanks_is_refused() -> None:
+    with pytest.raises(CaptioningError, match="No word occurs 4 times.*Chinese need blanks"):
+        Vocabulary.build(["一只黑狗在草地上奔跑。", "两个人骑着马"])
 
 
 def test_decode_stops_at_the_end_and_skips_padding() -> None:

@@ -43,7 +43,7 @@ from helpers.files import (
 from helpers.language_models import END_TEXT, GPT2, CaptionTokenizer, save_language_model
 from helpers.losses import CrossEntropy, contrastive_loss, measure
 from helpers.text import IGNORE, Batch, Vocabulary, normalise, pad, teacher_forcing_batch
-from helpers.trunks import WIDTH
+from helpers.trunks import WIDTH, LiteTrunk
 
 FINE_TUNING = {"epochs": 5, "weight_decay": 0.05, "warmup_steps": 100, "beta2": 0.98, "choose_by": ""}
 PRETRAINING = {"epochs": 12, "weight_decay": 0.1, "warmup_steps": 100, "beta2": 0.98}
@@ -177,8 +177,7 @@ def pretrain(
     )  # fmt: skip
     history = _fit(
         model, objective, batches, validate, PRETRAINING, settings, folder, seed=seed, accelerator=accelerator,
-        limit=loop.EXPLODED * math.log(len(tokenizer)), made_from={**(made_from or {}), "batch_size": batch_size},
-        callback=callback,
+        made_from={**(made_from or {}), "batch_size": batch_size}, callback=callback,
     )  # fmt: skip
     model.cpu()
     return history
@@ -237,17 +236,22 @@ def fine_tune(
         with accelerator.autocast():
             return measure(dual, lambda names: inputs(names, None), dev)
 
-    words = len(captioner.tokenizer) if captioner is not None else 0
     options = {"images_per_batch": images_per_batch, "captions_per_image": captions_per_image,
                "trunk_learning_rate": trunk_learning_rate, "caption_weight": caption_weight}  # fmt: skip
     history = _fit(
         both, objective, Batches(train, images_per_batch, seed, make), validate, FINE_TUNING, settings, folder,
         groups=loop.parameter_groups(both, settings["weight_decay"], slower), seed=seed, accelerator=accelerator,
-        limit=loop.EXPLODED * math.log(max(words, images_per_batch * captions_per_image)),
         made_from={**(made_from or {}), **options}, callback=callback,
     )  # fmt: skip
     both.to(home)
     return history
+
+
+def tune_tail(trunk: LiteTrunk, tail: bool = True) -> None:
+    """Lets gradients into the second half of a trunk, or into none of it. BatchNorm's statistics never change."""
+    trunk.requires_grad_(False)
+    for part in (trunk.net._conv_head, trunk.net._bn1, *trunk.net._blocks[trunk.cut :]):
+        part.requires_grad_(tail)
 
 
 def dual_encoder(encoder, train_trunk: bool = False) -> tuple[PocketCLIP, str]:
@@ -259,7 +263,7 @@ def dual_encoder(encoder, train_trunk: bool = False) -> tuple[PocketCLIP, str]:
     if not isinstance(getattr(encoder, "model", None), PocketCLIP):
         raise CaptioningError(f"{encoder.name} cannot be tuned here. Use pocket-clip, or the folder of one.")
     encoder.model.requires_grad_(True)
-    encoder.model.trunk.freeze(stem=True, tail=not train_trunk)
+    tune_tail(encoder.model.trunk, train_trunk)
     return encoder.model, "stem" if train_trunk else "grid"
 
 
@@ -298,7 +302,7 @@ def train_pocket_clip(config: dict, dataset: Dataset, folder: Path, callback=Non
     loop.seed_everything(config.get("seed", 0))
     captions = [caption for group in references.values() for caption in group]
     model = PocketCLIP(Vocabulary.build(captions, **config.get("vocabulary", {"min_count": 3})), **options)
-    model.trunk.freeze(stem=True, tail=False)
+    tune_tail(model.trunk)
     model.trunk.drop_path = 0.1
     captioner = None
     if config.get("captioner") is not None:
