@@ -26,10 +26,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from configs.pocket.pretraining import new_pocket_gpt2  # noqa: E402
+from configs.pocket.pretraining import new_pocket_gpt2, save_language_model  # noqa: E402
 from helpers.clipcap import ClipCap  # noqa: E402
 from helpers.encoders import load_encoder  # noqa: E402
-from helpers.language_models import save_language_model  # noqa: E402
 from helpers.losses import CrossEntropy  # noqa: E402
 from helpers.text import Batch, teacher_forcing_batch  # noqa: E402
 from pocket_scenes.scenes import draw_scene  # noqa: E402

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,15 +22,6 @@ OPENAI = {  # the names that OpenAI gave them -> where they are on the hub
     "ViT-B/32": "openai/clip-vit-base-patch32", "ViT-B/16": "openai/clip-vit-base-patch16",
     "ViT-L/14": "openai/clip-vit-large-patch14", "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }  # fmt: skip
-
-
-def middle(image: Image.Image, longest: int = 16) -> Image.Image:
-    """Returns the image, its long side cut to `longest` times the short one: CLIP's own preprocessing would scale a
-    strip of 1 x 20,000 pixels to 3 GB, and keep the middle square. Notebook 05, section 1."""
-    width, height = image.size
-    w, h = min(width, longest * height), min(height, longest * width)
-    left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h))
 
 
 class ClipEncoder(Encoder):
@@ -77,7 +68,9 @@ class ClipEncoder(Encoder):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] by the model's own resizing and cropping."""
-        image = middle(image).convert("RGB")
+        # Its resizing would make 3 GB of a strip of 1 x 20,000 pixels, and keep the middle: the ends go first.
+        w, h = image.size
+        image = ImageOps.fit(image.convert("RGB"), (min(w, 16 * h), min(h, 16 * w)))
         out = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return out["pixel_values"][0].round().clamp(0, 255).to(torch.uint8)
 

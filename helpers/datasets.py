@@ -66,10 +66,7 @@ class Dataset:
 
     def references(self, split: str | None = None) -> dict[str, list[str]]:
         """Returns image name -> its captions, for the images of a split in the order of `images(split)`."""
-        rows, references = self._rows(split), {}
-        for image, caption in zip(rows["image"], rows["caption"], strict=True):
-            references.setdefault(image, []).append(caption)
-        return references
+        return self._rows(split).groupby("image", sort=False)["caption"].agg(list).to_dict()
 
     def path(self, image: str) -> Path:
         """Returns where the file of an image is."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 if TYPE_CHECKING:
     import torch
@@ -88,18 +88,13 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds its lock; the operating system frees it when the process ends, however it ends.
+    """Makes `folder` and holds its lock, for which a second process waits; the system frees it when a process ends.
 
     Notebook 09, section 7, trains with several processes. Raises CaptioningError when the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            print(f"Another process is at work in {folder}; waiting for it …", file=sys.stderr, flush=True)
-            held = lock.acquire()
+        held = FileLock(folder / ".lock").acquire()
     with held:
         yield
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import CHECKPOINTS, CaptioningError, atomic_write, read_json, whole_files, write_json
+from helpers.files import CHECKPOINTS, CaptioningError, atomic_write, read_json
 from helpers.text import exact_logits, normalise
 
 END_TEXT = "<|endoftext|>"
@@ -297,17 +297,3 @@ def read_on(model: nn.Module, cache=None, **inputs) -> tuple[Tensor, Any]:
     name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
     out = model(**inputs, **{name: cache}, use_cache=True)
     return out.logits, getattr(out, name)
-
-
-def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
-    """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 09, section 12."""
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
-    del tensors["lm_head.weight"]  # the same table as wte
-    about = dict.fromkeys(("eos_token", "bos_token", "unk_token"), END_TEXT)
-    with whole_files(folder) as part:
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.save(part / "tokenizer.json")
-        write_json(part / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **about})
-        write_json(part / "config.json", {**model.config, "dtype": "float16"})

@@ -1,4 +1,4 @@
-"""What training minimises: cross entropy, a self-critical reward, the contrastive loss of two towers and its recall.
+"""What training minimises: cross entropy, a self-critical reward, the contrastive loss of two towers.
 
 B images, N captions (or samples of them), T tokens, V vocabulary, E width of the joint space.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.decoding import decode
@@ -161,34 +161,3 @@ def contrastive_loss(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor
     log_shares = logits.log_softmax(1)
     image_to_text = -((log_shares * own).sum(1) / own.sum(1)).mean()
     return (text_to_image + image_to_text) / 2
-
-
-def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
-
-    images: [B, E], texts: [N, E], owner: [N]. What is as near as the right one stands before it, so that a model which
-    maps everything to one point scores nothing. Notebook 05, section 7.
-    """
-    similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
-    own = owner[:, None] == torch.arange(len(images), device=owner.device)  # [N, B]
-    right = similarity[own][:, None]  # [N, 1]
-    text_rank = (~(similarity < right) & ~own).sum(1)  # [N] images before the right one
-    best = similarity.masked_fill(~own, -torch.inf).amax(0)  # [B] the nearest of an image's own captions
-    image_rank = (~(similarity < best) & ~own).sum(0)  # [B] captions before it
-    scores = {f"text-to-image R@{k}": (text_rank < k).float().mean().item() for k in at}
-    return scores | {f"image-to-text R@{k}": (image_rank < k).float().mean().item() for k in at}
-
-
-def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
-    """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes.
-
-    Notebook 05, section 8.
-    """
-    dual.eval()
-    names = list(references)
-    captions = [caption for name in names for caption in references[name]]
-    owner = torch.tensor([i for i, name in enumerate(names) for _ in references[name]])
-    with torch.inference_mode():
-        images = [dual.image_side(inputs(names[i : i + 64]))[0].float() for i in range(0, len(names), 64)]
-        texts = [dual.text_side(captions[i : i + 256]).float() for i in range(0, len(captions), 256)]
-    return recall(torch.cat(images).cpu(), torch.cat(texts).cpu(), owner)

@@ -254,12 +254,11 @@ def read_hypotheses(path: str | Path) -> dict[str, str]:
 
     Raises CaptioningError on another format, or a second caption for an image. Notebook 08, section 9.
     """
-    captions: dict[str, str] = {}
-    for image, caption in _read_pairs(path):
-        if image in captions:
+    found = read_references(path)
+    for image, captions in found.items():
+        if len(captions) > 1:
             raise CaptioningError(f"{path} has a second caption for {image!r}; give one an image.")
-        captions[image] = caption
-    return captions
+    return {image: caption for image, (caption,) in found.items()}
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
@@ -268,24 +267,19 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
     Flickr8k's `photo.jpg#0` is understood. Raises CaptioningError on another format. Notebook 08, section 9.
     """
     references: dict[str, list[str]] = {}
-    for image, caption in _read_pairs(path):
-        references.setdefault(re.sub(r"(\.\w{2,5})#\d+$", r"\1", image), []).append(caption)
-    return references
-
-
-def _read_pairs(path: str | Path) -> list[tuple[str, str]]:
     if Path(path).suffix == ".json":
         with expecting(path, "JSON of image_id and caption"):
             content = json.loads(read_text(path)[0])
-            entries = content["annotations"] if isinstance(content, dict) else content
-            return [(str(entry["image_id"]), str(entry["caption"])) for entry in entries]
-    pairs = []
+            for entry in content["annotations"] if isinstance(content, dict) else content:
+                references.setdefault(str(entry["image_id"]), []).append(str(entry["caption"]))
+        return references
     for number, line in lines_of(path):
         image, tab, caption = line.partition("\t")
         if not (tab and image.strip()):
             raise CaptioningError(f"{path}, line {number}: expected image<TAB>caption, got {line[:80]!r}.")
-        pairs.append((image.strip(), caption.strip()))
-    return pairs
+        image = re.sub(r"(\.\w{2,5})#\d+$", r"\1", image.strip())
+        references.setdefault(image, []).append(caption.strip())
+    return references
 
 
 def table(rows: Mapping[str, Mapping], intervals: Mapping[str, Mapping] | None = None, digits: int = 3):

@@ -117,11 +117,6 @@ class Encoder:
     module: nn.Module
     device: torch.device
 
-    @property
-    def chunk(self) -> int:
-        """Images a forward pass: few on a CPU, so that activations stay in its cache."""
-        return 8 if self.device.type == "cpu" else 64
-
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] of an RGB image, squeezed to a square: nothing at its edges is lost."""
         if image.size != (self.size, self.size):
@@ -151,8 +146,9 @@ class Encoder:
         kinds = {name: getattr(self, method) for name, method in KINDS.items() if hasattr(self, method)}
         if kind not in kinds:
             raise unknown_name(f"kind of feature of {self.name}", kind, kinds)
+        parts = pixels.split(8 if self.device.type == "cpu" else 64)  # few, so that activations stay in a CPU's cache
         with torch.inference_mode():
-            return torch.cat([kinds[kind](x.to(self.device)).float().cpu() for x in pixels.split(self.chunk)])
+            return torch.cat([kinds[kind](part.to(self.device)).float().cpu() for part in parts])
 
     def encode(self, images: Sequence[Image.Image], kind: str = "grid") -> Tensor:
         """Returns features of PIL images, as `features` does."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from configs.pocket.pretraining import fine_tune
-from helpers.losses import contrastive_loss, measure, recall
+from configs.pocket.pretraining import fine_tune, measure, recall
+from helpers.losses import contrastive_loss
 
 
 def by_hand(images, texts, owner, scale) -> float:

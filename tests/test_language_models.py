@@ -109,7 +109,7 @@ def test_numbers_that_are_none_stop_the_run_before_a_step(tmp_path: Path) -> Non
     def spoil(row: dict) -> None:
         next(model.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(CaptioningError, match=r"loss is nan .* at step .* \(epoch 2\), in the batch of .*last.safe"):
+    with pytest.raises(CaptioningError, match=r"loss is nan at step .* \(epoch 2\), in the batch of .*last.safe"):
         pretrain(model, tokenizer, world("t"), world("d"), epochs=3, folder=tmp_path, callback=spoil, **QUICK)
     assert (tmp_path / "history.csv").read_text().count("\n") == 2
 

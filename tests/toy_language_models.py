@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.pocket.pretraining import new_pocket_gpt2
+from configs.pocket.pretraining import new_pocket_gpt2, save_language_model
 from helpers.clipcap import ClipCap
 from helpers.encoders import Features
-from helpers.language_models import CaptionTokenizer, save_language_model
+from helpers.language_models import CaptionTokenizer
 from helpers.training import Run
 from tests.toy_captioners import MEANINGS, WIDTH, features, world
 

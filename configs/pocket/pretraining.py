@@ -38,10 +38,11 @@ from helpers.files import (
     save_tensors,
     sha256_file,
     unknown_name,
+    whole_files,
     write_json,
 )
-from helpers.language_models import END_TEXT, GPT2, CaptionTokenizer, save_language_model
-from helpers.losses import CrossEntropy, contrastive_loss, measure
+from helpers.language_models import END_TEXT, GPT2, CaptionTokenizer
+from helpers.losses import CrossEntropy, contrastive_loss
 from helpers.text import IGNORE, Batch, Vocabulary, normalise, pad, teacher_forcing_batch
 from helpers.trunks import WIDTH, LiteTrunk
 
@@ -118,6 +119,20 @@ def new_pocket_gpt2(
     return GPT2(config), CaptionTokenizer(tokenizer, end, plain=True)
 
 
+def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
+    """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 09, section 12."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+    del tensors["lm_head.weight"]  # the same table as wte
+    about = dict.fromkeys(("eos_token", "bos_token", "unk_token"), END_TEXT)
+    with whole_files(folder) as part:
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(part / "tokenizer.json")
+        write_json(part / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **about})
+        write_json(part / "config.json", {**model.config, "dtype": "float16"})
+
+
 def documents(references: dict[str, list[str]], tokenizer: CaptionTokenizer, chance: random.Random | None) -> Iterator:
     """Yields one list of token numbers an image: its captions, each closed by the end token, shuffled by `chance`.
 
@@ -181,6 +196,37 @@ def pretrain(
     )  # fmt: skip
     model.cpu()
     return history
+
+
+def recall(images: Tensor, texts: Tensor, owner: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Returns recall@k both ways: how often the right image (or one of the right captions) is among the k nearest.
+
+    images: [B, E], texts: [N, E], owner: [N]. What is as near as the right one stands before it, so that a model which
+    maps everything to one point scores nothing. Notebook 05, section 7.
+    """
+    similarity = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T  # [N, B]
+    own = owner[:, None] == torch.arange(len(images), device=owner.device)  # [N, B]
+    right = similarity[own][:, None]  # [N, 1]
+    text_rank = (~(similarity < right) & ~own).sum(1)  # [N] images before the right one
+    best = similarity.masked_fill(~own, -torch.inf).amax(0)  # [B] the nearest of an image's own captions
+    image_rank = (~(similarity < best) & ~own).sum(0)  # [B] captions before it
+    scores = {f"text-to-image R@{k}": (text_rank < k).float().mean().item() for k in at}
+    return scores | {f"image-to-text R@{k}": (image_rank < k).float().mean().item() for k in at}
+
+
+def measure(dual: nn.Module, inputs: Callable, references: dict[str, list[str]]) -> dict[str, float]:
+    """Returns the recalls of `dual` on images with their captions; `inputs(names)` gives what `image_side` takes.
+
+    Notebook 05, section 8.
+    """
+    dual.eval()
+    names = list(references)
+    captions = [caption for name in names for caption in references[name]]
+    owner = torch.tensor([i for i, name in enumerate(names) for _ in references[name]])
+    with torch.inference_mode():
+        images = [dual.image_side(inputs(names[i : i + 64]))[0].float() for i in range(0, len(names), 64)]
+        texts = [dual.text_side(captions[i : i + 256]).float() for i in range(0, len(captions), 256)]
+    return recall(torch.cat(images).cpu(), torch.cat(texts).cpu(), owner)
 
 
 def fine_tune(
