@@ -70,16 +70,6 @@ class Rules:
         scores.scatter_reduce_(1, grams[:, :, -1], cap, "amin")  # a token may stand in several windows: the lowest wins
 
 
-def best(values: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the k largest of each image, largest first: values [A, k], their rows in the image and columns [A, k].
-
-    values: [A, K, V], with `offset` [A, K] added to each row; k is cut to K * V. Notebook 07, section 3.
-    """
-    K, V = values.shape[1:]
-    found, place = (values + offset[:, :, None]).flatten(1).topk(min(k, K * V))
-    return found, place // V, place % V
-
-
 @dataclass
 class Paths:
     """What a search or a walk found, as tensors: K captions for each of B images. Notebook 07, section 3."""
@@ -119,7 +109,9 @@ class Beams:
             A, W = len(alive), len(log_probs) // len(alive)  # W: 1, later K
             scores = rules(log_probs, history, length).view(A, W, -1)
             looked = getattr(state, "attention", None)  # [A * W, R]
-            total, parent, token = best(scores, C, beams["total"])  # each [A, C]
+            V = scores.shape[2]
+            total, place = (scores + beams["total"][:, :, None]).flatten(1).topk(min(C, W * V))  # [A, C]
+            parent, token = place // V, place % V
             image = torch.arange(A, device=device)[:, None]
             found = {"total": total, "parent": parent, "token": token}
             found["log_prob"] = log_probs.view(A, W, -1)[image, parent, token]

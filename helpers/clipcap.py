@@ -86,7 +86,6 @@ class TransformerMapper(nn.Module):
 
 
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
-TUNING = ("full", "none")
 
 
 @dataclass
@@ -119,8 +118,8 @@ class ClipCap(nn.Module):
         if unknown:
             raise TypeError(f"ClipCap has no option {unknown}; it has {sorted(self.defaults)}.")
         c = {"feature_width": feature_width, **self.defaults, **options}
-        if c["tune"] not in TUNING:
-            raise unknown_name("tuning", c["tune"], TUNING)
+        if c["tune"] not in ("full", "none"):
+            raise unknown_name("tuning", c["tune"], ["full", "none"])
         if c["mapper"] not in MAPPERS:
             raise unknown_name("mapper", c["mapper"], MAPPERS)
         self.config, self.tokenizer = c, None

@@ -126,7 +126,7 @@ class LSTMCaptioner(nn.Module):
             output, state = self.advance(word, state)
             outputs.append(output)
             maps.append(state.attention if state.attention is not None else output[:, :0])
-        return self.to_words(torch.stack(outputs, 1)), torch.stack(maps, 1)  # [N, T, V], [N, T, R]
+        return self.output(self.dropout(torch.stack(outputs, 1))), torch.stack(maps, 1)  # [N, T, V], [N, T, R]
 
     def extra_loss(self, attention: Tensor, labels_mask: Tensor) -> Tensor:
         """Returns what a model adds to the word loss (0 here). attention: [N, T, R]; labels_mask: [N, T]."""
@@ -156,10 +156,6 @@ class LSTMCaptioner(nn.Module):
         picture = state.image["gates"]  # [B, 4H]
         seen = (words.unflatten(0, (len(picture), -1)) + picture[:, None]).flatten(0, 1)  # [N, 4H]
         return seen + self.hidden_to_gates(state.hidden)
-
-    def to_words(self, output: Tensor) -> Tensor:
-        """Returns logits [..., V] from outputs [..., O]."""
-        return self.output(self.dropout(output))
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

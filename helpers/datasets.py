@@ -144,26 +144,24 @@ def load_dataset(
     return read_dataset(name, folder, missing=missing, **options)
 
 
-def read_dataset(
-    name: str, folder: str | os.PathLike, csv: str | None = None, seed: int = 0, missing: str = "raise"
-) -> Dataset:
+def read_dataset(name: str, folder: str | os.PathLike, seed: int = 0, missing: str = "raise") -> Dataset:
     """Returns the dataset in `folder`, in the layout `name` of LAYOUTS. Raises as `load_dataset` does.
 
-    `csv` names the caption file where there are several. Splits come from lists, Karpathy's file, or the rows; without
-    any they are drawn (`seed`). `missing="skip"` leaves out absent images and says so. Notebook 01, section 2.
+    Splits come from lists, Karpathy's file, or the rows; without any they are drawn (`seed`). `missing="skip"` leaves
+    out absent images and says so. Notebook 01, section 2.
     """
     folder, layout = Path(folder), LAYOUTS[name]
     if not folder.is_dir():
         raise CaptioningError(f"There is no folder {shown(folder)}. data/README.md says how to fetch a dataset.")
     names = tuple(filter(None, (*layout["captions"], layout["karpathy"])))
-    found = [folder / csv] if csv else files.find(folder, names)
+    found = files.find(folder, names)
     if not found:
         raise CaptioningError(f"{shown(folder)} holds none of {', '.join(names)}. See data/README.md.")
     faults, splits = Faults(folder if name == "coco" else found[0], lenient=name != "folder"), {}
     if name == "coco":
         rows = files.coco_rows(folder, found, faults)
     elif len(found) > 1:
-        raise CaptioningError(f"{shown(folder)} holds {len(found)} CSV files; name one with csv=.")
+        raise CaptioningError(f"{shown(folder)} holds {len(found)} CSV files; keep one.")
     else:
         rows = files.parse(found[0], faults)
         if found[0].name != layout["karpathy"]:

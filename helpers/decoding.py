@@ -79,18 +79,13 @@ class Hypothesis:
     score: float  # what is ranked: log_prob (after penalties, if any) / new tokens ** length_penalty
     finished: bool
     prompt_length: int = 0  # how many of the tokens were given
-    maps: Tensor | None = field(default=None, repr=False)  # [T, R] where the model looked for each token
+    attention: list[Tensor] = field(default_factory=list, repr=False)  # where the model looked, one [R] a token
     text: Callable[[list[int]], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def caption(self) -> str:
         """The words. Only for a model with a tokenizer."""
         return self.text(self.tokens)
-
-    @property
-    def attention(self) -> list[Tensor]:
-        """Where the model looked, one [R] a token; empty where it has no such map."""
-        return [] if self.maps is None else list(self.maps.unbind())
 
 
 @torch.inference_mode()
@@ -258,7 +253,7 @@ def _hypotheses(
         for k, (score, log_prob, length, tokens, log_probs) in enumerate(zip(*rows, strict=True)):
             if score == NEVER:  # the vocabulary has fewer captions than the beam has places
                 continue
-            seen = None if maps is None else maps[image, k, : L + length]
+            seen = [] if maps is None else list(maps[image, k, : L + length].unbind())
             said, each = prompt + tokens[:length], [0.0] * L + log_probs[:length]
             out[-1].append(Hypothesis(said, log_prob, each, score, said[-1] == model.end_id, L, seen, text))
         out[-1].sort(key=lambda hypothesis: -hypothesis.score)

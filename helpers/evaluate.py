@@ -211,8 +211,12 @@ def baselines(dataset: Dataset, split: str, encoder: Encoder, metrics: Sequence[
     }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the command line's parser. Notebook 08, section 9."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read.
+
+    Notebook 08, section 9.
+    """
     p = argparse.ArgumentParser(prog="python -m helpers.evaluate", description="Score a captioner on a dataset split.")
     p.add_argument("--dataset", default="pocket", help="pocket (default), flickr8k, flickr30k, coco or folder")
     p.add_argument("--data_dir", metavar="DIR", help="where the dataset is; a folder may hold only some splits")
@@ -231,16 +235,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="makes sampling repeatable")
     p.add_argument("--decoding", type=json.loads, default={}, metavar="JSON",
                    help="""decoding settings other than the checkpoint's, such as '{"beam_size": 3}'""")  # fmt: skip
-    return p
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Does what the command line asks and prints the result. Returns 0, or 1 when images could not be read.
-
-    Notebook 08, section 9.
-    """
-    arguments = parser().parse_args(argv)
+    arguments = p.parse_args(argv)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     missing, split = "skip" if arguments.allow_missing else "raise", arguments.split
     dataset = load_dataset(arguments.dataset, arguments.data_dir, missing=missing)

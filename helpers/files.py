@@ -115,13 +115,14 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_files(folder: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder, whose files take their places in `folder` when the block ends without an error.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path that takes the name `path` when the block ends without an error.
 
-    Until all of them are whole, `folder` stays as it was; what killed processes left is removed.
+    A reader sees the old file or the whole new one, never a part; what killed processes left is removed.
     Notebook 09, section 3.
     """
-    folder = Path(folder)
+    path = Path(path)
+    folder = path.parent
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*.part"):
@@ -130,27 +131,16 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
         part = Path(tempfile.mkdtemp(prefix=".new.", suffix=".part", dir=folder))
     try:
         with writing(folder):
-            yield part
-            for file in sorted(part.iterdir()):
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(file, 0o666 & ~mask)  # safetensors makes its files private
-                os.replace(file, folder / file.name)
+            file = part / path.name
+            yield file
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(file, 0o666 & ~mask)  # safetensors makes its files private
+            os.replace(file, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path that takes the name `path` when the block ends without an error; see `whole_files`.
-
-    A reader sees the old file or the whole new one, never a part. Notebook 09, section 3.
-    """
-    path = Path(path)
-    with whole_files(path.parent) as part:
-        yield part / path.name
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -11,14 +11,15 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from helpers.files import CaptioningError, atomic_write, fast_bf16, only_one, pick_device, save_tensors, unknown_name
+from helpers.files import CaptioningError, atomic_write, fast_bf16, only_one, pick_device, save_tensors
 
 SETTINGS = {
     "epochs": 10,
@@ -26,7 +27,6 @@ SETTINGS = {
     "weight_decay": 0.01,
     "beta2": 0.999,  # of AdamW
     "warmup_steps": 200,
-    "schedule": "cosine",  # to 0 over all epochs; or "constant"
     "clip": 1.0,
     "average": 0.0,  # decay of the running mean of the weights that is measured and kept; 0 is off
     "patience": 0,  # epochs without improvement before the stage ends; 0 is off
@@ -84,6 +84,8 @@ def fit(
         if accelerator.scaler is not None and "scaler" in state:
             accelerator.scaler.load_state_dict(state["scaler"])
         total = settings["epochs"] * len(batches)
+        # one process shows a bar, and only where somebody watches
+        hidden = True if not accelerator.is_main_process else None if progress is None else not progress
         if state["epoch"] >= settings["epochs"] or state["stopped"]:
             done = f"{state['epoch']} of {settings['epochs']} epochs"
             accelerator.print(f"{last}: already trained, {done}.", file=sys.stderr)
@@ -91,7 +93,8 @@ def fit(
             began, epoch, losses, tokens, logged = time.perf_counter(), state["epoch"], 0.0, 0, []
             seed_everything(seed * 1000 + stage * 100 + epoch + 10_000_000 * accelerator.process_index)
             model.train()
-            for batch in _bar(batches, epoch, stage, accelerator, progress):
+            label = f"stage {stage} epoch {epoch + 1}"
+            for batch in tqdm(batches.epoch(epoch), label, len(batches), leave=False, disable=hidden):
                 batch = batch.to(accelerator.device)
                 rate = settings["learning_rate"] * schedule(settings, state["step"], total)
                 for group in optimizer.param_groups:
@@ -119,13 +122,14 @@ def fit(
             sums = accelerator.reduce(torch.tensor([losses, tokens], dtype=torch.float64, device=accelerator.device))
             row["train_loss"] = float(sums[0] / sums[1].clamp(min=1))
             row |= {name: float(np.mean([figures[name] for figures in logged])) for name in logged[0]}
-            with mean.applied():
-                row |= validate()
-                row["seconds"] = time.perf_counter() - began
-                state["history"].append(row)
-                merits = [merit(row, settings["choose_by"]) for row in state["history"]]
-                if merits[-1] >= max(merits) and accelerator.is_main_process:
-                    save_state(best, model)
+            mean.swap()
+            row |= validate()
+            row["seconds"] = time.perf_counter() - began
+            state["history"].append(row)
+            merits = [merit(row, settings["choose_by"]) for row in state["history"]]
+            if merits[-1] >= max(merits) and accelerator.is_main_process:
+                save_state(best, model)
+            mean.swap()
             since_best = len(merits) - 1 - int(np.argmax(merits))
             state["epoch"] = epoch + 1
             state["stopped"] = bool(settings["patience"] and since_best >= settings["patience"])
@@ -142,15 +146,6 @@ def fit(
     return state["history"]
 
 
-def _bar(batches, epoch: int, stage: int, accelerator, progress: bool | None):
-    """Returns the epoch's batches behind a progress bar: one process shows it, and only where somebody watches."""
-    from tqdm import tqdm
-
-    hidden = True if not accelerator.is_main_process else None if progress is None else not progress
-    label = f"stage {stage} epoch {epoch + 1}"
-    return tqdm(batches.epoch(epoch), total=len(batches), desc=label, leave=False, disable=hidden)
-
-
 def make_accelerator(mixed_precision: str | None = None):
     """Returns accelerate's Accelerator; bf16 where the hardware multiplies it, unless asked otherwise.
 
@@ -162,8 +157,6 @@ def make_accelerator(mixed_precision: str | None = None):
 
     device = pick_device()
     mixed_precision = mixed_precision or ("bf16" if fast_bf16(device) else "no")
-    if mixed_precision == "fp16" and device == "cpu":
-        raise CaptioningError("mixed_precision 'fp16' cannot be used here: it needs a GPU. Use 'no'.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; a notebook may ask for another
     # Autocast keeps what it cast. Before PyTorch 2.14 training then goes on with weights of the step before, or with
@@ -193,13 +186,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, factors: dict[nn.Par
 
 
 def schedule(settings: dict, step: int, total: int) -> float:
-    """Returns the factor on the learning rate: a linear warm-up, then the schedule. Notebook 02, section 9."""
+    """Returns the factor on the learning rate: a linear warm-up, and a cosine to 0. Notebook 02, section 9."""
     warm = min(1.0, (step + 1) / max(1, settings["warmup_steps"]))
-    if settings["schedule"] == "cosine":
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
-    if settings["schedule"] == "constant":
-        return warm
-    raise unknown_name("schedule", settings["schedule"], ["cosine", "constant"])
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
 
 def merit(row: dict, choose_by: str) -> float:
@@ -242,17 +231,9 @@ class Average:
             if name in self.values:
                 self.values[name].lerp_(parameter, 1 - decay)
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Puts the mean into the model for the length of a block."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Puts the mean into the model and keeps what was there, or puts that back."""
         for name, parameter in self.model.named_parameters():
             if name in self.values:
                 kept = parameter.detach().clone()
@@ -297,8 +278,14 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as error:
         raise CaptioningError(f"Cannot read the training state {path}: {error}. Delete it to start anew.") from error
-    if made_from is not None:
-        _check_made_from(path, state.get("made_from", {}), made_from)
+    old = state.get("made_from", {})
+    names = [name for name in {**made_from, **old} if old.get(name) != made_from.get(name)] if made_from else []
+    if names:
+        what = "; ".join(f"{name} was {old.get(name)!r} and is {made_from.get(name)!r}" for name in names)
+        raise CaptioningError(
+            f"{path} was made from something else: {what}. Change it back, choose another output folder, or begin anew "
+            "with --restart."
+        )
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     try:
         model.load_state_dict(weights, strict=False)
@@ -315,23 +302,6 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_
     if average is not None:
         average.values = {n: tensors[f"average.{n}"].clone().to(v.device) for n, v in average.values.items()}
     return state
-
-
-def _check_made_from(path: Path, old: dict, new: dict) -> None:
-    """Raises CaptioningError with all that differs."""
-    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    if names:
-        what = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in names)
-        raise CaptioningError(
-            f"{path} was made from something else: {what}. Change it back, choose another output folder, or begin anew "
-            "with --restart."
-        )
-
-
-def begin_anew(folder: Path) -> None:
-    """Deletes the training states in `folder`, so that nothing is resumed there. Notebook 09, section 7."""
-    for path in Path(folder).glob("stage*-*.safetensors"):
-        path.unlink()
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -190,7 +190,8 @@ def train(
     accelerator = loop.make_accelerator(config.get("mixed_precision"))
     run = prepare(config, **prepared)
     if restart and accelerator.is_main_process:
-        loop.begin_anew(run.folder)
+        for state in run.folder.glob("stage*-*.safetensors"):
+            state.unlink()
     accelerator.wait_for_everyone()
     for number, stage in enumerate(config["stages"], 1):
         run_stage(run, stage, number, accelerator, callback, progress)
@@ -202,13 +203,21 @@ def train(
 
 
 def check(config: dict) -> None:
-    """Raises CaptioningError on a key that is missing or not known. Notebook 09, section 7."""
+    """Raises CaptioningError on a key that is missing or not known, and where a checkpoint would be fed other features
+    than it knows. Notebook 09, section 7."""
     for key in config:
         if key not in KEYS:
             raise unknown_name("configuration key", key, KEYS)
     for key in ("name", "dataset", "encoder", "stages"):
         if key not in config:
             raise CaptioningError(f"The training configuration has no {key!r}: {KEYS[key]}.")
+    if config.get("start_from"):
+        known = read_json(checkpoint_folder(config["start_from"]) / "config.json")["encoder"]
+        wanted = known["name"], known["kind"].removesuffix(MIRROR)
+        given = config["encoder"], config.get("features", "grid")
+        if wanted != given:
+            raise CaptioningError(f"{config['start_from']} was trained with encoder and features {wanted}, and the "
+                                  f"configuration asks for {given}. Keep what the checkpoint knows.")
 
 
 def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cache_features) -> Run:
@@ -241,7 +250,6 @@ def prepare(config: dict, dataset: Dataset | None = None, encode: Callable = cac
     made_from |= {name: config.get(name) for name in ("features", "flip", "vocabulary", "start_from")}
     if config.get("start_from"):
         model, known = load_checkpoint(config["start_from"])
-        check_fit(config, known)
         made_from["start_from"] = known["sha256"]["model.safetensors"]
         if "vocabulary" in config and known["tokenizer"] == "vocabulary.json":
             grow_vocabulary(model, captions, **config["vocabulary"])
@@ -295,20 +303,6 @@ def fine_tuning(
         "output": str(output),
     }
     return config | ({"vocabulary": {"min_count": min_count}} if known["tokenizer"] == "vocabulary.json" else {})
-
-
-def check_fit(config: dict, known: dict) -> None:
-    """Raises CaptioningError when a training configuration would feed a checkpoint other features than it knows.
-
-    Notebook 09, section 7.
-    """
-    wanted = {"encoder": known["encoder"]["name"], "features": known["encoder"]["kind"].removesuffix(MIRROR)}
-    given = {"encoder": config["encoder"], "features": config.get("features", "grid")}
-    if wanted != given:
-        raise CaptioningError(
-            f"{config['start_from']} was trained with {wanted}, and the configuration asks for {given}. Keep what the "
-            "checkpoint knows; helpers.training.fine_tuning writes such a configuration."
-        )
 
 
 @command

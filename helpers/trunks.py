@@ -155,17 +155,6 @@ class Encoder:
         return self.features(torch.stack([self.prepare(image) for image in images]), kind)
 
 
-class TrunkEncoder(Encoder):
-    """An encoder whose `module` is a `LiteTrunk`, cut into stem and tail. Notebook 05, section 8."""
-
-    def grid(self, pixels: Tensor) -> Tensor:
-        return self.module(pixels)
-
-    def stem(self, pixels: Tensor) -> Tensor:
-        """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
-        return self.module.stem(pixels)
-
-
 def weights_fingerprint(*modules: nn.Module | None, extra: str = "", only: Container[str] | None = None) -> str:
     """Returns 16 hexadecimal digits that change when any weight does (of those named in `only`, if it is given).
 

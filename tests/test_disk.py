@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.files import CaptioningError, atomic_write, load_weights, only_one, read_json, save_tensors, whole_files
+from helpers.files import CaptioningError, atomic_write, load_weights, only_one, read_json, save_tensors
 from helpers.files import write_json as write
 
 ROOT = Path(__file__).parent.parent
@@ -55,20 +55,6 @@ def test_what_is_no_json_is_one_message(tmp_path, content) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(CaptioningError, match="There is no file"):
         read_json(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_several_files_take_their_places_together_or_not_at_all(tmp_path, error) -> None:
-    folder = tmp_path / "model"
-    with whole_files(folder) as part:
-        (part / "config.json").write_text("first")
-        (part / "weights").write_bytes(b"first weights")
-    (folder / "history.csv").write_text("beside it")
-    with pytest.raises((CaptioningError, KeyboardInterrupt)), whole_files(folder) as part:
-        (part / "config.json").write_text("second")
-        raise error
-    texts = {path.name: path.read_text() for path in folder.iterdir()}
-    assert texts == {"config.json": "first", "weights": "first weights", "history.csv": "beside it"}
 
 
 def test_what_a_killed_process_left_goes_and_a_living_ones_stays(tmp_path) -> None:

@@ -15,7 +15,7 @@ LAYERS = (
     ("captioner",),
     ("training", "evaluate"),
 )  # a file imports only from rows above its own, so there is no circle
-LINES, LONGEST = 5_542, 350  # lines as things stand, the aim is 5,500: it may fall, and never rise
+LINES, LONGEST = 5_442, 350  # lines as things stand, the aim is 5,500: it may fall, and never rise
 FILES = sorted((Path(__file__).resolve().parent.parent / "helpers").glob("**/*.py"))
 
 

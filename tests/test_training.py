@@ -216,13 +216,10 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_stage(tmp_path, monkeypatch)
 
 
 def test_warm_up_and_cosine() -> None:
-    settings = {"warmup_steps": 4, "schedule": "cosine"}
-    factors = [loop.schedule(settings, step, 100) for step in range(101)]
+    factors = [loop.schedule({"warmup_steps": 4}, step, 100) for step in range(101)]
     assert [factors[step] for step in (0, 50, 100)] == pytest.approx([0.25, 0.5, 0.0])
     assert max(factors) == factors[3] and all(a > b for a, b in zip(factors[3:], factors[4:], strict=False))
     assert factors[30] == pytest.approx(0.5 * (1 + math.cos(0.3 * math.pi)))
-    with pytest.raises(CaptioningError, match="Unknown schedule 'cosin'.*'cosine'"):
-        loop.schedule({"warmup_steps": 0, "schedule": "cosin"}, 0, 1)
 
 
 def test_biases_do_not_decay() -> None:
@@ -315,7 +312,8 @@ def test_a_state_made_from_something_else_is_refused_or_begun_anew(what: str, tm
     run_stage(*made(False))
     with pytest.raises(CaptioningError, match=f"made from something else: .*{what}.*--restart"):
         run_stage(*made(True))
-    loop.begin_anew(tmp_path)
+    for state in tmp_path.glob("stage*-*.safetensors"):  # as --restart does
+        state.unlink()
     epochs = []
     run_stage(*made(True), callback=lambda row: epochs.append(row["epoch"]))
     assert epochs == [1, 2, 3]

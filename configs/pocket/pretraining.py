@@ -38,7 +38,6 @@ from helpers.files import (
     save_tensors,
     sha256_file,
     unknown_name,
-    whole_files,
     write_json,
 )
 from helpers.language_models import END_TEXT, GPT2, CaptionTokenizer
@@ -121,16 +120,13 @@ def new_pocket_gpt2(
 
 def save_language_model(folder: str | Path, model: GPT2, tokenizer: CaptionTokenizer) -> None:
     """Writes a GPT-2 in fp16, so that plain calls of transformers load it. Notebook 09, section 12."""
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+    folder, tensors = Path(folder), {name: value.half() for name, value in model.state_dict().items()}
     del tensors["lm_head.weight"]  # the same table as wte
     about = dict.fromkeys(("eos_token", "bos_token", "unk_token"), END_TEXT)
-    with whole_files(folder) as part:
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.save(part / "tokenizer.json")
-        write_json(part / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **about})
-        write_json(part / "config.json", {**model.config, "dtype": "float16"})
+    save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    tokenizer.save(folder / "tokenizer.json")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **about})
+    write_json(folder / "config.json", {**model.config, "dtype": "float16"})
 
 
 def documents(references: dict[str, list[str]], tokenizer: CaptionTokenizer, chance: random.Random | None) -> Iterator:
@@ -402,7 +398,8 @@ def train(config: dict | str | Path, callback: Callable[[dict], None] = print, r
         raise unknown_name("kind of pretraining", config.get("kind"), KINDS)
     folder = Path(config.pop("output", None) or cache_dir() / "runs" / config["kind"])
     if restart:
-        loop.begin_anew(folder)
+        for state in folder.glob("stage*-*.safetensors"):
+            state.unlink()
     KINDS[config["kind"]](config, load_dataset(**config["dataset"]), folder, callback)
     write_json(folder / "training.json", config)
     return folder
