@@ -43,7 +43,7 @@ class LiteEncoder(Encoder):
     def __init__(self, version: int, device: str = "cpu", size: int = 224):
         self.name, self.size, self.width = f"efficientnet-lite{version}", size, WIDTH
         self.device = torch.device(device)
-        self.module = lite_trunk(version, size).to(self.device)
+        self.module = lite_trunk(version, size).eval().to(self.device)
         self.regions = self.module.regions
         self.fingerprint = weights_fingerprint(self.module, extra=f"{self.name} {size}")
 

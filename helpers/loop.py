@@ -157,6 +157,8 @@ def make_accelerator(mixed_precision: str | None = None):
 
     device = pick_device()
     mixed_precision = mixed_precision or ("bf16" if fast_bf16(device) else "no")
+    if mixed_precision == "fp16" and device == "cpu":
+        raise CaptioningError("mixed_precision 'fp16' cannot be used here: it needs a GPU. Use 'no'.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()  # accelerate keeps one precision a process; a notebook may ask for another
     # Autocast keeps what it cast. Before PyTorch 2.14 training then goes on with weights of the step before, or with

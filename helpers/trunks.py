@@ -92,12 +92,7 @@ class LiteTrunk(nn.Module):
         return self.tail(self.stem(pixels))
 
 
-@cache
-def lite_trunk(version: int, size: int) -> LiteTrunk:
-    """Returns the frozen pretrained trunk, loaded once a process. Notebook 01, section 8."""
-    return LiteTrunk(version, size).eval()
-
-
+lite_trunk = cache(LiteTrunk)  # (version, size) -> the frozen pretrained trunk, loaded once a process
 KINDS = {"grid": "grid", "pooled": "pooled", "embedding": "encode_image", "stem": "stem"}  # kind -> who makes it
 MIRROR = "+mirror"
 

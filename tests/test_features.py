@@ -110,14 +110,6 @@ def test_other_weights_images_order_or_kind_make_another_cache(photos) -> None:
     assert encoder.encoded == 40
 
 
-def test_pooled_features_come_from_the_cached_grids(photos) -> None:
-    photos["photo 5.png"].write_bytes(b"no picture")
-    grids, encoder = cache_features(Tiny(), photos), Tiny()
-    pooled = cache_features(encoder, photos, "pooled")
-    assert encoder.encoded == 0 and pooled.failed.keys() == {"photo 5.png"}
-    assert torch.allclose(pooled[pooled.names], grids[grids.names].mean(1), atol=0.1)
-
-
 def test_bad_photos_are_left_out_and_named(photos) -> None:
     names = list(photos)
     photos[names[0]].write_bytes(b"")

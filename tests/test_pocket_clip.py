@@ -43,15 +43,6 @@ def test_a_saved_model_comes_back(model, folder) -> None:
     assert encoder.fingerprint == load_encoder(f"pocket-clip:{folder}").fingerprint
 
 
-def test_embeddings_come_from_the_cached_grids(folder, samples, tmp_path, monkeypatch) -> None:
-    encoder, paths = load_encoder(f"pocket-clip:{folder}"), {path.name: path for path in samples[:4]}
-    expected = cache_features(encoder, paths, "embedding", folder=tmp_path / "one", progress=False)
-    cache_features(encoder, paths, "grid", folder=tmp_path / "two", progress=False)
-    monkeypatch.setattr(encoder, "grid", None)  # from here on no picture can be encoded
-    vectors = cache_features(encoder, paths, "embedding", folder=tmp_path / "two", progress=False)
-    assert torch.allclose(vectors[list(paths)], expected[list(paths)], atol=2e-3)
-
-
 def test_the_encoder_gives_what_training_sees(folder) -> None:
     encoder = load_encoder(f"pocket-clip:{folder}")
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
