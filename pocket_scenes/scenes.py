@@ -370,18 +370,16 @@ def _write(part: Path, wanted: dict) -> None:
     """Draws the pictures into `part` and writes the lists beside them; the marker comes last."""
     count, seed = wanted["images"], wanted["seed"]
     (part / "Images").mkdir(parents=True)
-    names = [f"scene_{seed}_{number:05d}.jpg" for number in range(count)]
-    with (
-        open(part / "captions.txt", "w", encoding="utf-8", newline="") as text,
-        open(part / "facts.jsonl", "w", encoding="utf-8") as truth,
-    ):
+    names, truth = [f"scene_{seed}_{number:05d}.jpg" for number in range(count)], []
+    with open(part / "captions.txt", "w", encoding="utf-8", newline="") as text:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(("image", "caption"))
         for number, name in enumerate(names):
             picture, sentences, facts = draw_scene(f"{seed}/{number}", wanted["size"])
             picture.save(part / "Images" / name, "JPEG", quality=92, subsampling=0, optimize=False)
             rows.writerows((name, sentence) for sentence in sentences)
-            truth.write(json.dumps({"image": name, **facts}) + "\n")
+            truth.append(json.dumps({"image": name, **facts}) + "\n")
+    (part / "facts.jsonl").write_text("".join(truth), encoding="utf-8")
     held = max(1, count // 10)
     ends = {"train": (0, count - 2 * held), "dev": (count - 2 * held, count - held), "test": (count - held, count)}
     for split, (start, end) in ends.items():
