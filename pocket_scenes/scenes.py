@@ -383,6 +383,5 @@ def _write(part: Path, wanted: dict) -> None:
     held = max(1, count // 10)
     ends = {"train": (0, count - 2 * held), "dev": (count - 2 * held, count - held), "test": (count - held, count)}
     for split, (start, end) in ends.items():
-        lines = "".join(f"{name}\n" for name in names[start:end])
-        (part / f"Flickr_8k.{split}Images.txt").write_text(lines, encoding="utf-8")
+        (part / f"Flickr_8k.{split}Images.txt").write_text("\n".join([*names[start:end], ""]), encoding="utf-8")
     (part / MARKER).write_text(json.dumps(wanted) + "\n", encoding="utf-8")

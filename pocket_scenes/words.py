@@ -18,7 +18,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "parasol": ("umbrella", "beach umbrella")}
 PLURALS = {"man": "men", "woman": "women", "person": "people", "lady": "ladies", "child": "children", "sheep": "sheep"}
 COLOUR_WORDS = {"gray": ("gray", "grey"), "tan": ("tan", "light brown")}
-COATS = {("cow", "white"): "black and white", ("cow", "brown"): "brown and white", ("dog", "white"): "brown and white"}
+COATS = {("cow", "white"): ("white", "black and white"), ("cow", "brown"): ("brown", "brown and white"),
+         ("dog", "white"): ("white", "brown and white"), ("cat", "orange"): ("orange", "orange", "ginger")}
 # action: (she ..., they ..., -ing), the plainest first; {} is what it is done with
 VERBS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "stand": (("stands", "stand", "standing"),), "walk": (("walks", "walk", "walking"),),
@@ -104,11 +105,7 @@ def phrase(group: dict, rng: Random, detail: bool) -> str:
         elif group["hair"] == "blond" and group["wear"] != "coat" and " " not in name and rng.random() < 0.35:
             name = f"blond {name}"
     elif detail and colour:
-        words = COLOUR_WORDS.get(colour, (colour,))
-        if (kind, colour) in COATS:
-            words = (colour, COATS[kind, colour])
-        elif (kind, colour) == ("cat", "orange"):
-            words = ("orange", "orange", "ginger")
+        words = COATS.get((kind, colour), COLOUR_WORDS.get(colour, (colour,)))
         name = f"{rng.choice(words)} {name}"
     return f"{article(name) if count == 1 else rng.choice(NUMBERS[count]) + ' ' + name} {after}".strip()
 
@@ -163,9 +160,8 @@ class Writer:
         verb = self.verb(main, form, colour or rng.random() < 0.4)
         spot = self.where(verb, linked) if place else ""
         time = rng.choice(WHEN[self.time]) if when and self.place not in INDOORS else ""
-        if self.place == "forest" and time.startswith("under"):
-            time = ""  # the leaves hide the sky
-        if spot and time.startswith("in") and spot.startswith("in"):
+        hidden = self.place == "forest" and time.startswith("under")  # the leaves hide the sky
+        if hidden or (spot and time.startswith("in") and spot.startswith("in")):
             time = ""
         if linked and order == "swap" and self.link["relation"] == "beside" and self.other["action"]:
             return self.together(colour, spot, time)
