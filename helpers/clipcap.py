@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from helpers.cnn_lstm import Standardise
 from helpers.files import CaptioningError, unknown_name
 from helpers.language_models import GPT2, CaptionTokenizer, load_language_model, read_on
+from helpers.trunks import class_words
 
 
 class MLPMapper(nn.Module):
@@ -86,6 +87,7 @@ class TransformerMapper(nn.Module):
 
 
 MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
+SURE = 0.2  # a classifier's word is a tag from this probability on
 
 
 @dataclass
@@ -103,12 +105,15 @@ class ClipCap(nn.Module):
     the mapper: "full" tunes the language model with it (a GPT-2), "none" leaves every weight of it as it was. `end_id`
     is the token that ends a caption, the language model's own by default; weights from elsewhere may have been trained
     to end with another one, such as a full stop.
+
+    With `tags` the features are of the kind "tagged": their last row says what a classifier is sure to see, and at most
+    so many words for it stand between prefix and caption (Li et al. 2020, Oscar). Notebook 06, section 10.
     """
 
     start_id = None
     defaults = {
         "language_model": "pocket-gpt2", "tune": "full", "mapper": "mlp", "mapper_options": {}, "prefix_length": 10,
-        "regions": 1, "standardise": True, "dropout": 0.0, "prompt": "", "end_id": None,
+        "regions": 1, "standardise": True, "dropout": 0.0, "prompt": "", "end_id": None, "tags": 0,
     }  # fmt: skip
 
     def __init__(self, feature_width: int, language_model_config: dict | None = None, **options):
@@ -152,14 +157,35 @@ class ClipCap(nn.Module):
         return self
 
     def prefix(self, features: Tensor) -> Tensor:
-        """Returns the prefix [B, P, W] of features [B, R, D], and behind it the prompt's embeddings, if any."""
-        features = self.standardise(features)
-        prefix = self.mapper(self.dropout(features))
+        """Returns the prefix [B, P, W] of features [B, R, D]; tags and prompt, if any, stand behind it as words."""
+        words = []
+        if self.config["tags"]:
+            words.append(self.tag_ids(features[:, -1]))  # [B, tags + 1]
+            features = features[:, :-1]
+        prefix = self.mapper(self.dropout(self.standardise(features)))
         if self.config["prompt"]:
-            ids = torch.tensor(self.tokenizer.encode(self.config["prompt"]), device=prefix.device)
-            words = self.language_model.get_input_embeddings()(ids)  # [L, W]
-            prefix = torch.cat([prefix, words.expand(len(prefix), -1, -1).to(prefix.dtype)], dim=1)
+            words.append(torch.tensor([self.tokenizer.encode(self.config["prompt"])]).expand(len(prefix), -1))
+        for ids in words:
+            read = self.language_model.get_input_embeddings()(ids.to(prefix.device))  # [B, L, W]
+            prefix = torch.cat([prefix, read.to(prefix.dtype)], dim=1)
         return prefix
+
+    def tags(self, sure: Tensor) -> list[list[str]]:
+        """Returns for each image the words it is said to show, surest first. sure: the last row, [B, D], of features of
+        the kind "tagged". Notebook 06, section 10."""
+        words = class_words()[0]
+        best = sure[:, : len(words)].topk(self.config["tags"])
+        return [
+            [words[place] for p, place in zip(probabilities, places, strict=True) if p >= SURE]
+            for probabilities, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def tag_ids(self, sure: Tensor) -> Tensor:
+        """Returns tags as the language model reads them, [B, tags + 1]: a token each, end tokens where there are fewer,
+        and one behind them. A tag that is no single token is left out."""
+        ids = [[self.tokenizer.encode(tag) for tag in tags] for tags in self.tags(sure)]
+        rows = [[pieces[0] for pieces in tags if len(pieces) == 1] for tags in ids]
+        return torch.tensor([row + [self.end_id] * (self.config["tags"] + 1 - len(row)) for row in rows])
 
     def start(self, features: Tensor) -> State:
         """Returns the state after the prefix, one row an image. features: [B, R, D]. The prefix is read once."""

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import CaptioningError, unknown_name
+from helpers.files import ROOT, CaptioningError, read_json, unknown_name
 
 WIDTH = 1280  # channels of the last layer, in Lite0 to Lite2 alike
 
@@ -92,8 +92,32 @@ class LiteTrunk(nn.Module):
         return self.tail(self.stem(pixels))
 
 
+@cache
+def class_words() -> tuple[list[str], Tensor]:
+    """Returns words that captions use for ImageNet's classes, and which of the classes each names, [1000, words].
+
+    A tabby is a cat and a ram a sheep ("entry-level categories", Ordonez et al. 2013). data/imagenet_words.json says
+    where its words are from. Notebook 06, section 10.
+    """
+    names = read_json(ROOT / "data" / "imagenet_words.json")["words"]
+    words = sorted(set(filter(None, names)))
+    return words, torch.tensor([[float(name == word) for word in words] for name in names])
+
+
+@cache
+def classifier(version: int) -> nn.Linear:
+    """Returns the pretrained network's last layer: the mean of the grid [B, 1280] to scores of 1000 classes.
+
+    Notebook 06, section 10.
+    """
+    weights = torch.load(pretrained_weights(version), map_location="cpu", weights_only=True)
+    head = nn.Linear(WIDTH, 1000)
+    head.load_state_dict({name: weights[f"_fc.{name}"] for name in ("weight", "bias")})
+    return head.eval().requires_grad_(False)
+
+
 lite_trunk = cache(LiteTrunk)  # (version, size) -> the frozen pretrained trunk, loaded once a process
-KINDS = {"grid": "grid", "pooled": "pooled", "embedding": "encode_image", "stem": "stem"}  # kind -> who makes it
+KINDS = {"grid": "grid", "pooled": "pooled", "embedding": "encode_image", "stem": "stem", "tagged": "tagged"}
 MIRROR = "+mirror"
 
 
@@ -135,8 +159,9 @@ class Encoder:
         if kind.endswith(MIRROR):
             plain, mirrored = (self.features(x, kind.removesuffix(MIRROR)) for x in (pixels, pixels.flip(-1)))
             if plain.ndim == 3:  # the mirror image's grid is turned back, so that each region meets itself
-                side = round(plain.shape[1] ** 0.5)
-                mirrored = mirrored.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+                side = int(plain.shape[1] ** 0.5)
+                grid, rest = mirrored[:, : side * side], mirrored[:, side * side :]  # "tagged" has a row behind it
+                mirrored = torch.cat([grid.unflatten(1, (side, side)).flip(2).flatten(1, 2), rest], dim=1)
             return (plain + mirrored) / 2
         kinds = {name: getattr(self, method) for name, method in KINDS.items() if hasattr(self, method)}
         if kind not in kinds:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.captioner import Captioner, load_checkpoint, save_checkpoint  # noqa: E402
 from helpers.datasets import load_dataset  # noqa: E402
-from helpers.evaluate import predict  # noqa: E402
+from helpers.evaluate import diversity, objects, predict  # noqa: E402
 from helpers.files import CHECKPOINTS, atomic_write, cache_dir, read_json  # noqa: E402
 from helpers.loop import load_state  # noqa: E402
 from helpers.metrics import evaluate  # noqa: E402
@@ -50,10 +50,15 @@ rare things are often wrong. Photos are squeezed to a square before the encoder 
 
 
 def score(captioner: Captioner, dataset, **options) -> dict:
-    """Returns every metric of a loaded checkpoint on dev, by the same path as the evaluation command."""
+    """Returns every metric of a loaded checkpoint on dev, by the same path as the evaluation command.
+
+    Beside the usual ones "words" (different words used), "distinct-2", and of things that two people named "recall".
+    """
     captions = predict(captioner, dataset, "dev", **options)
-    references = dataset.references("dev")
-    return evaluate({image: references[image] for image in captions}, captions)
+    references = {image: dataset.references("dev")[image] for image in captions}
+    varied, named = diversity(captions), objects(references, captions)
+    scores = evaluate(references, captions) | {"words": varied["vocabulary"], "distinct-2": varied["distinct-2"]}
+    return scores | {"recall": named["recall"], "CHAIR-i": named["CHAIR-i"]}
 
 
 def main() -> None:
@@ -82,7 +87,7 @@ def main() -> None:
     shutil.copyfile(run / "history.png", folder / "curve.png")
     lines = [["stage", *scores.columns], ["---"] * (1 + len(scores.columns))]
     for name, values in rows.items():
-        lines.append([name, *("-" if value is None else f"{value:.3f}" for value in values.values())])
+        lines.append([name, *("-" if value is None else f"{value:.3f}".removesuffix(".000") for value in values.values())])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     size = (folder / "model.safetensors").stat().st_size / 1e6
     kind = config.get("inference_features") or config.get("features", "grid")

@@ -1,0 +1,94 @@
+"""Tags as words: what a classifier is sure to see, read by ClipCap; captions without photos as training examples."""
+
+import random
+
+import pytest
+import torch
+
+from configs.pocket.tags import WithText, choose, plural
+from helpers.clipcap import ClipCap
+from helpers.encoders import load_encoder
+from helpers.trunks import Encoder, class_words, classifier
+
+PLACE = {word: place for place, word in enumerate(class_words()[0])}
+
+
+@pytest.fixture(scope="module")
+def lite() -> Encoder:
+    return load_encoder("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def model() -> ClipCap:
+    torch.manual_seed(0)
+    return ClipCap(1280, regions=4, prefix_length=3, mapper_options={"hidden": 8}, tags=2).eval()
+
+
+def row(**sure: float) -> torch.Tensor:
+    values = torch.zeros(1, 1280)
+    for word, probability in sure.items():
+        values[0, PLACE[word]] = probability
+    return values
+
+
+def test_classes_lead_to_words_that_people_use() -> None:
+    words, names = class_words()
+    assert names.shape == (1000, len(words)) and names.sum(1).max() == 1
+    tabby, ram = names[281], names[348]  # in ImageNet's order
+    assert (words[int(tabby.argmax())], words[int(ram.argmax())]) == ("cat", "sheep")
+
+
+def test_sure_words_are_tags_surest_first(model) -> None:
+    assert model.tags(row(dog=0.3, cat=0.6, sheep=0.25)) == [["cat", "dog"]]
+    assert model.tags(row(dog=0.19)) == [[]]
+
+
+def test_tags_stand_behind_the_prefix_as_words(model) -> None:
+    features = torch.randn(1, 5, 1280)
+    features[:, -1] = row(sheep=0.9)
+    prefix = model.prefix(features)
+    table = model.language_model.get_input_embeddings().weight
+    read = [model.tokenizer.encode("sheep")[0], model.end_id, model.end_id]
+    torch.testing.assert_close(prefix[0, -3:], table[read])
+    told = features.clone()
+    told[:, -1] = row(cow=0.9)
+    torch.testing.assert_close(model.prefix(told)[:, :-3], prefix[:, :-3])  # the picture's part is as it was
+    assert not torch.equal(model.start(told).log_probs, model.start(features).log_probs)
+
+
+def test_tagged_features_are_the_grid_and_what_the_classifier_sees(lite) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    tagged, grid = lite.features(pixels, "tagged"), lite.features(pixels, "grid")
+    torch.testing.assert_close(tagged[:, :-1], grid)
+    classes = classifier(lite.module.version)(grid.mean(1)).softmax(-1)  # this encoder's trunk is the frozen one
+    words, names = class_words()
+    torch.testing.assert_close(tagged[:, -1, : len(words)], classes @ names)
+    assert not tagged[:, -1, len(words) :].any()
+    both = lite.features(pixels, "tagged+mirror")
+    mirrored = lite.features(pixels.flip(-1), "tagged")
+    torch.testing.assert_close(both[:, -1], (tagged[:, -1] + mirrored[:, -1]) / 2)
+    torch.testing.assert_close(both[:, :-1], lite.features(pixels, "grid+mirror"))
+
+
+def test_captions_without_photos_become_examples_balanced_over_tags() -> None:
+    text = {f"dog{i}": ["A dog runs.", "Dogs and a cat play."] for i in range(96)}
+    text |= {f"sheep{i}": ["Two sheep in a field.", "A field."] for i in range(4)}
+    examples = choose(text, 300, 0.0, random.Random(0))
+    sheep = [captions for tags, captions in examples.values() if tags == ["sheep"]]
+    assert 70 < len(sheep) < 130  # a third: dog, cat and sheep alike
+    assert all(captions == ["Two sheep in a field."] for captions in sheep)
+    assert {len(tags) for tags, _ in examples.values()} == {1, 2}
+    assert (plural("cat"), plural("bus"), plural("pony"), plural("donkey")) == ("cats", "buses", "ponies", "donkeys")
+
+
+def test_an_example_borrows_a_grid_and_shows_its_own_tags() -> None:
+    photos = {"a": torch.full((5, 1280), 1.0), "b": torch.full((5, 1280), 2.0)}
+
+    class Photos(dict):
+        def __getitem__(self, names):
+            return torch.stack([photos[name] for name in names])
+
+    features = WithText(Photos(photos), {"text 0": (["sheep"], ["a sheep"])}, {"text 0": "b"}, train=[])
+    out = features[["a", "text 0"]]
+    assert out[0].eq(1).all() and out[1, :-1].eq(2).all()
+    assert out[1, -1].nonzero().tolist() == [[PLACE["sheep"]]] and "text 0" in features and "b" in features
