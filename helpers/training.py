@@ -275,7 +275,7 @@ def new_model(config: dict, captions: list[str], features, images: list[str]) ->
         model = build_model(config["model"]["class"], options)
         model.tokenizer, model.end_id = vocabulary, vocabulary.end_id
     if model.config.get("standardise", True):
-        model.standardise.fit(sample)
+        model.standardise.fit(sample[:, :-1] if model.config.get("tags") else sample)  # the last row is no region
     return model
 
 

@@ -87,7 +87,8 @@ def main() -> None:
     shutil.copyfile(run / "history.png", folder / "curve.png")
     lines = [["stage", *scores.columns], ["---"] * (1 + len(scores.columns))]
     for name, values in rows.items():
-        lines.append([name, *("-" if value is None else f"{value:.3f}".removesuffix(".000") for value in values.values())])
+        cells = ["-" if value is None else f"{value:.3f}".removesuffix(".000") for value in values.values()]
+        lines.append([name, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     size = (folder / "model.safetensors").stat().st_size / 1e6
     kind = config.get("inference_features") or config.get("features", "grid")

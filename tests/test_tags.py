@@ -1,11 +1,14 @@
 """Tags as words: what a classifier is sure to see, read by ClipCap; captions without photos as training examples."""
 
+import json
 import random
 
 import pytest
 import torch
+from PIL import Image
 
-from configs.pocket.tags import WithText, choose, plural
+from configs.pocket.tags import WithText, average, choose, main, plural
+from helpers.captioner import Captioner
 from helpers.clipcap import ClipCap
 from helpers.encoders import load_encoder
 from helpers.trunks import Encoder, class_words, classifier
@@ -92,3 +95,42 @@ def test_an_example_borrows_a_grid_and_shows_its_own_tags() -> None:
     out = features[["a", "text 0"]]
     assert out[0].eq(1).all() and out[1, :-1].eq(2).all()
     assert out[1, -1].nonzero().tolist() == [[PLACE["sheep"]]] and "text 0" in features and "b" in features
+
+
+def test_a_captioner_with_tags_is_trained_on_photos_and_text_and_captions(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [f"{split}{n}.png" for split, count in (("train", 8), ("dev", 4)) for n in range(count)]
+    for number, name in enumerate(names):
+        Image.effect_noise((48, 48), 20 + number).save(folder / name)
+    rows = [f"{name},A dog runs.,{name[:-5]}" for name in names]
+    (folder / "captions.csv").write_text("\n".join(["image,caption,split", *rows]) + "\n")
+    text = tmp_path / "text.tsv"
+    lines = [f"{n}\tTwo sheep in a field.\n{n}\tA cow and a sheep." for n in range(4)]
+    text.write_text("\n".join(["image\tcaption", *lines]) + "\n")
+    stage = {"images_per_batch": 4, "epochs": 1, "validate_images": 2, "samples": 2}
+    config = {
+        "name": "tagged", "dataset": {"name": "folder", "data_dir": str(folder)}, "encoder": "pocket-clip",
+        "features": "tagged", "inference_features": "tagged+mirror", "output": str(tmp_path / "run"),
+        "model": {"class": "ClipCap", "regions": 49, "mapper_options": {"hidden": 8}, "tags": 2},
+        "stages": [stage, stage | {"objective": "self_critical"}],
+        "text": [str(text)], "examples": 8, "power": 0.3,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not main([str(tmp_path / "config.json")])
+    captioner = Captioner.load(tmp_path / "run")
+    assert captioner.config["encoder"]["kind"] == "tagged+mirror"
+    assert captioner.caption([folder / names[0]])[0].caption
+
+
+def test_weights_are_averaged_by_their_shares(tmp_path) -> None:
+    captioner = Captioner.load("cnn-lstm")
+    model = captioner.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in model.parameters():
+            value.zero_()
+    average(model, {"cnn-lstm": 0.25})
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, before[name] / 4)
