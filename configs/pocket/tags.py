@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from helpers import loop
 from helpers.captioner import load_checkpoint, save_checkpoint
 from helpers.encoders import load_encoder
-from helpers.files import command, read_json, write_json
+from helpers.files import CaptioningError, command, read_json, write_json
 from helpers.text import normalise
 from helpers.training import prepare, run_stage
 from helpers.trunks import class_words
@@ -45,7 +45,10 @@ def plural(word: str) -> str:
 
 
 def read_text(files: list[str]) -> dict[str, list[str]]:
-    """Returns image -> captions of tables of captions without photos."""
+    """Returns image -> captions of tables of captions without photos. Raises CaptioningError when one is missing."""
+    for file in files:
+        if not Path(file).is_file():
+            raise CaptioningError(f"{file} is missing: a table with the columns image, caption, of captions without photos.")
     tables = [pd.read_csv(file, sep="\t" if ".tsv" in file else ",") for file in files]
     return pd.concat(tables).groupby("image")["caption"].apply(list).to_dict()
 
