@@ -48,7 +48,7 @@ def read_text(files: list[str]) -> dict[str, list[str]]:
     """Returns image -> captions of tables of captions without photos. Raises CaptioningError when one is missing."""
     for file in files:
         if not Path(file).is_file():
-            raise CaptioningError(f"{file} is missing: a table with the columns image, caption, of captions without photos.")
+            raise CaptioningError(f"{file} is missing: a table of captions without photos, with columns image, caption.")
     tables = [pd.read_csv(file, sep="\t" if ".tsv" in file else ",") for file in files]
     return pd.concat(tables).groupby("image")["caption"].apply(list).to_dict()
 
