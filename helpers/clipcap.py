@@ -170,20 +170,20 @@ class ClipCap(nn.Module):
             prefix = torch.cat([prefix, read.to(prefix.dtype)], dim=1)
         return prefix
 
-    def tags(self, sure: Tensor) -> list[list[str]]:
-        """Returns for each image the words it is said to show, surest first. sure: the last row, [B, D], of features of
-        the kind "tagged". Notebook 06, section 10."""
-        words = class_words()[0]
-        best = sure[:, : len(words)].topk(self.config["tags"])
+    def tags(self, scores: Tensor) -> list[list[str]]:
+        """Returns for each image the words it is said to show, surest first. scores: the last row, [B, D], of features
+        of the kind "tagged". Notebook 06, section 10."""
+        words, names = class_words()
+        best = (scores[:, : len(names)].softmax(-1) @ names.to(scores)).topk(self.config["tags"])  # of [B, words]
         return [
             [words[place] for p, place in zip(probabilities, places, strict=True) if p >= SURE]
             for probabilities, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def tag_ids(self, sure: Tensor) -> Tensor:
+    def tag_ids(self, scores: Tensor) -> Tensor:
         """Returns tags as the language model reads them, [B, tags + 1]: a token each, end tokens where there are fewer,
         and one behind them. A tag that is no single token is left out."""
-        ids = [[self.tokenizer.encode(tag) for tag in tags] for tags in self.tags(sure)]
+        ids = [[self.tokenizer.encode(tag) for tag in tags] for tags in self.tags(scores)]
         rows = [[pieces[0] for pieces in tags if len(pieces) == 1] for tags in ids]
         return torch.tensor([row + [self.end_id] * (self.config["tags"] + 1 - len(row)) for row in rows])
 

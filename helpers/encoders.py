@@ -34,7 +34,7 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import open_image
-from helpers.trunks import WIDTH, Encoder, class_words, classifier, lite_trunk, weights_fingerprint
+from helpers.trunks import WIDTH, Encoder, classifier, lite_trunk, weights_fingerprint
 
 
 class LiteEncoder(Encoder):
@@ -56,12 +56,12 @@ class LiteEncoder(Encoder):
 
 
     def tagged(self, pixels: Tensor) -> Tensor:
-        """Returns the grid and, as one more row, how sure the frozen ImageNet classifier is of each of `class_words`,
-        filled up with zeros: [B, R + 1, D]."""
+        """Returns the grid and, as one more row, the frozen ImageNet classifier's scores of its 1000 classes, filled up
+        with zeros: [B, R + 1, D]."""
         stem, version = self.module.stem(pixels), self.module.version  # the frozen trunk has the same stem
         frozen = lite_trunk(version, self.size).to(self.device).eval().tail(stem).mean(1)  # [B, D]
-        sure = classifier(version).to(self.device)(frozen).softmax(-1) @ class_words()[1].to(self.device)  # [B, words]
-        row = F.pad(sure, (0, WIDTH - sure.shape[-1]))  # [B, D]
+        scores = classifier(version).to(self.device)(frozen)  # [B, 1000]
+        row = F.pad(scores, (0, WIDTH - scores.shape[-1]))  # [B, D]
         return torch.cat([self.module.tail(stem), row[:, None]], dim=1)
 
 

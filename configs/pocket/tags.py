@@ -48,7 +48,7 @@ def read_text(files: list[str]) -> dict[str, list[str]]:
     """Returns image -> captions of tables of captions without photos. Raises CaptioningError when one is missing."""
     for file in files:
         if not Path(file).is_file():
-            raise CaptioningError(f"{file} is missing: a table of captions without photos, with columns image, caption.")
+            raise CaptioningError(f"{file} is missing: captions without photos, with the columns image, caption.")
     tables = [pd.read_csv(file, sep="\t" if ".tsv" in file else ",") for file in files]
     return pd.concat(tables).groupby("image")["caption"].apply(list).to_dict()
 
@@ -82,7 +82,8 @@ class WithText:
         """`borrowed`: example -> the photo whose grid it borrows. Some of `train` never show their tags in this view,
         so that the model does not lean on tags alone."""
         self.photos, self.examples, self.borrowed = photos, examples, borrowed
-        self.place = {word: i for i, word in enumerate(class_words()[0])}
+        words, names = class_words()
+        self.place = {word: int(names[:, i].argmax()) for i, word in enumerate(words)}  # the first class of each
         self.bare = {name for name in train if random.Random(f"{seed} {name}").random() < BARE}
 
     def __contains__(self, name: str) -> bool:
@@ -94,7 +95,7 @@ class WithText:
             if name in self.examples:
                 features[row, -1] = 0
                 for tag in self.examples[name][0]:
-                    features[row, -1, self.place[tag]] = 1
+                    features[row, -1, self.place[tag]] = 20  # all that softmax has to give
             elif name in self.bare:
                 features[row, -1] = 0
         return features
