@@ -36,6 +36,6 @@ readme = (ROOT / "README.md").read_text(encoding="utf-8")
 columns = re.search(r"^\| (\| BLEU-1.*) \|$", readme, re.M)[1].strip("| ").split(" | ")
 for name in available():
     scores = next(iter(read_json(CHECKPOINTS / name / "config.json")["scores"].values()))
-    row = " | ".join([f"| `{name}`", *(f"{scores[column]:.3f}" for column in columns)]) + " |"
+    row = " | ".join([f"| `{name}`", *(f"{scores[column]:.3f}".removesuffix(".000") for column in columns)]) + " |"
     readme = re.sub(rf"^\| `{name}` \|.*$", row, readme, flags=re.M)
 (ROOT / "README.md").write_text(readme, encoding="utf-8")
