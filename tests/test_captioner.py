@@ -19,7 +19,6 @@ from helpers.encoders import load_encoder
 from helpers.files import CaptioningError
 from helpers.images import open_image
 from helpers.text import Vocabulary
-from helpers.training import train
 from tests.toy_captioners import MODELS
 
 ENCODER = "efficientnet-lite0"
@@ -224,35 +223,3 @@ def test_log_probabilities_are_those_of_the_model(toy: Captioner, samples) -> No
     with torch.no_grad():
         logits = toy.model(features, torch.tensor([[1, *ids[:-1]]]))[0].log_softmax(-1)[0]
     assert caption.log_prob == pytest.approx(logits[range(len(ids)), ids].sum().item(), abs=1e-3)
-
-
-# -- from a configuration to a captioner --------------------------------------------------------------------------
-
-
-def test_a_configuration_becomes_a_captioner(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
-    config = {
-        "name": "tiny", "dataset": {"name": "pocket", "images": 100}, "encoder": ENCODER, "features": "pooled",
-        "model": {"class": "ShowAndTell", "embedding": 16, "hidden": 32}, "vocabulary": {"min_count": 2},
-        "stages": [{"epochs": 1, "images_per_batch": 16, "decoding": {"method": "greedy"}}], "seed": 1,
-        "decoding": {"beam_size": 2}, "output": str(tmp_path / "tiny"),
-    }  # fmt: skip
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config))
-    run = train(path)
-    model, loaded = load_checkpoint(tmp_path / "tiny")
-    assert len(run.history) == 1 and run.history[0]["step"] == 5
-    assert loaded["name"] == "tiny" and loaded["decoding"] == {"beam_size": 2}
-    assert model.standardise.deviation.std() > 0  # measured on the training pictures
-    for name, value in run.model.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=1e-3)
-    photo = next((tmp_path / "cache").rglob("*.jpg"))
-    caption = Captioner.load(tmp_path / "tiny").caption(photo)[0]
-    assert caption.error is None and len(caption.alternatives) == 1
-
-
-@pytest.mark.parametrize("name", available())
-def test_a_shipped_captioner_tells_photos_apart(name: str, samples) -> None:
-    captions = [caption.caption for caption in Captioner.load(name).caption(samples)]
-    assert len(set(captions)) > len(samples) // 2
-    assert all(3 <= len(caption.split()) <= 24 for caption in captions)

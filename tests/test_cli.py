@@ -151,12 +151,13 @@ def test_every_shipped_captioner_captions_real_photos(root: Path, samples, shipp
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(samples[0].read_bytes()[:2000])
     for name in shipped:
-        photos = [str(broken), *map(str, samples[:5])]
+        photos = [str(broken), *map(str, samples)]
         result = command(root, "generate_caption.py", "--model", name, "--json", "--image_path", *photos)
         assert result.returncode == 1, result.stderr
         assert "broken.jpg" in result.stderr and "Traceback" not in result.stderr
         records = [json.loads(row) for row in result.stdout.splitlines()]
         assert [(record["image"], record["model"]) for record in records] == [(photo, name) for photo in photos[1:]]
         assert all(record["log_prob"] < 0 and record["alternatives"] for record in records)
-        assert all(3 <= len(record["caption"].split()) <= 30 for record in records)
-        assert len({record["caption"] for record in records}) > 2, f"{name} says the same of different photos"
+        assert all(3 <= len(record["caption"].split()) <= 24 for record in records)
+        different = {record["caption"] for record in records}
+        assert len(different) > len(samples) // 2, f"{name} says the same of different photos"

@@ -147,7 +147,7 @@ def test_fp16_without_a_gpu_is_refused() -> None:
 # Half precision keeps 11 bits of every product (fp16) or 8 (bf16), so where two captions are nearly tied, the other may
 # come first. For how many of the 14 sample photos the caption has to be the same, and by how much its log-probability
 # may differ, per token. One more is the same where this was measured.
-PRECISIONS = {torch.float16: (13, 0.001), torch.bfloat16: (13, 0.004)}
+PRECISIONS = {torch.float16: (13, 0.001), torch.bfloat16: (13, 0.005)}
 NEARLY_TIED = {("clipcap-transformer", torch.float16): 12, ("cnn-lstm", torch.bfloat16): 11}
 
 
