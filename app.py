@@ -52,10 +52,9 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=@&\"'])", r"\\\1", " ".join(text.split()))
 
 
-def percent(log_prob: float) -> str:
-    """Returns a log-probability as people read it: 12.0%, or 1 in 5,000."""
-    probability = math.exp(log_prob)
-    return f"{probability:.1%}" if probability >= 0.001 else f"1 in {1 / max(probability, 1e-300):,.0f}"
+def sure(caption: str, log_prob: float) -> str:
+    """Returns how sure the model is of a caption, as the (geometric) mean probability of its words and its end."""
+    return f"{math.exp(log_prob / (len(caption.split()) + 1)):.0%}"
 
 
 def lit(photo: Image.Image, weights: np.ndarray) -> Image.Image:
@@ -148,8 +147,8 @@ def card(number: int, name: str, text: str, photo: Image.Image | None, caption: 
                 st.subheader(plain(caption.caption) or "(it said nothing)", anchor=False)
             st.caption(f"{plain(name)} · {plain(caption.model)}")
             said = [(caption.caption, caption.log_prob), *caption.alternatives]
-            table = [(plain(words), percent(log_prob)) for words, log_prob in said]
-            st.table(pd.DataFrame(table, columns=["candidate", "probability"]).set_index("candidate"))
+            table = [(plain(words), sure(words, log_prob)) for words, log_prob in said]
+            st.table(pd.DataFrame(table, columns=["candidate", "sure, per word"]).set_index("candidate"))
         if caption.attention is not None:
             with st.expander("Where it looked, word by word", expanded=True), st.container(horizontal=True):
                 for word, weights in zip(caption.words, np.asarray(caption.attention, np.float32), strict=False):

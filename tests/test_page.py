@@ -65,8 +65,8 @@ def test_a_clicked_sample_gets_the_caption_of_the_front_door(page, toy, samples)
     pick(page, samples[0].stem)
     assert captions(page) == [expected.caption or "(it said nothing)"]
     rows = [(expected.caption, expected.log_prob), *expected.alternatives]
-    table = page.table[0].value
-    assert list(zip(table.index, table["probability"], strict=True)) == [(a, app.percent(b)) for a, b in rows]
+    assert list(page.table[0].value["sure, per word"].items()) == [(words, app.sure(words, p)) for words, p in rows]
+    assert app.sure("a dog runs", 4 * -0.6931) == "50%"  # three words and the end
     pictures = [image for image in page.get("image") if image.proto.imgs[0].caption]
     assert [p.proto.imgs[0].caption for p in pictures] == [word for word in expected.words if word]
 
