@@ -126,8 +126,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*.part"):
-            if time.time() - left.stat().st_mtime > STALE:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process may be done with it by now
+                if time.time() - left.stat().st_mtime > STALE:
+                    shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=".new.", suffix=".part", dir=folder))
     try:
         with writing(folder):

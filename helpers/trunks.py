@@ -96,8 +96,7 @@ class LiteTrunk(nn.Module):
 def class_words() -> tuple[list[str], Tensor]:
     """Returns words that captions use for ImageNet's classes, and which of the classes each names, [1000, words].
 
-    A tabby is a cat and a ram a sheep ("entry-level categories", Ordonez et al. 2013). data/imagenet_words.json says
-    where its words are from. Notebook 06, section 10.
+    A tabby is a cat and a ram a sheep ("entry-level categories", Ordonez et al. 2013). Notebook 06, section 10.
     """
     names = read_json(ROOT / "data" / "imagenet_words.json")["words"]
     words = sorted(set(filter(None, names)))
