@@ -1,10 +1,13 @@
-"""What every notebook's first cell calls once it has found the course's folder, which is where this file lies.
+"""What the first cell of every notebook imports. In a notebook importing it is all: it calls `prepare`.
 
-Imports nothing of the course, so that it works where packages are still lacking.
+`notebooks/course.py` and `notebooks/solutions/course.py` run this file, since Python looks beside the notebook. It also
+works alone, as in Colab, where the cell fetches it and it fetches the course. Imports nothing of the course, so that it
+works where packages are still lacking.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib.metadata
 import importlib.util
 import os
@@ -15,7 +18,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+ADDRESS = "https://github.com/OWNER/image-captioning-course"  # `make address` writes it, and the release
+RELEASE = "v1.0.0"
 # What the notebooks import, by the package that brings it. Colab has most of it.
 MODULES = {
     "torch": "torch", "torchvision": "torchvision", "transformers": "transformers", "accelerate": "accelerate",
@@ -33,7 +38,7 @@ PLACES = {
     "COLAB_RELEASE_TAG": "Colab brings them: choose Runtime > Disconnect and delete runtime, then open this again.",
     "KAGGLE_KERNEL_RUN_TYPE": "Kaggle brings them: choose Session options > Environment > Always use latest, "
     "and switch Internet on.",
-    "": f"Type `make lab` in {ROOT}, which installs them and opens the notebooks, or choose the kernel of its .venv.",
+    "": "Type `make lab` in the course's folder, which installs them and opens the notebooks, or choose its .venv.",
 }
 
 
@@ -44,6 +49,35 @@ class NotReady(RuntimeError):
         return [str(self)]
 
 
+def find() -> Path | None:
+    """Returns the course's folder: this file's, one above it, or `captioning` beside it; None where there is none."""
+    places = [HERE, *HERE.parents, HERE / "captioning"]
+    return next((place for place in places if (place / "helpers" / "captioner.py").is_file()), None)
+
+
+def fetch() -> Path:
+    """Clones the release of the course into `captioning` beside this file, and returns that folder.
+
+    CAPTIONING_COURSE, an environment variable, is the address of another copy: anything that git can clone.
+    Raises NotReady when the course cannot be had.
+    """
+    address, target = os.environ.get("CAPTIONING_COURSE") or ADDRESS, HERE / "captioning"
+    if target.exists():
+        raise NotReady(f"The folder {target} does not hold the course. Rename or delete it, and run this cell again.")
+    advice = "Type %env CAPTIONING_COURSE=ADDRESS_OF_A_COPY in a cell above, and run this one again."
+    if "/OWNER/" in address:
+        raise NotReady(f"Nobody has said yet where the course is. {advice}")
+    with tempfile.TemporaryDirectory(prefix="captioning-", dir=HERE) as folder:  # so that a killed run leaves no half
+        command = ["git", "clone", "--quiet", "--depth=1", f"--branch={RELEASE}", address, f"{folder}/captioning"]
+        quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # git asks for a password where there is no such address
+        run = subprocess.run(command, capture_output=True, text=True, env=quiet)
+        if run.returncode:
+            reason = next((line for line in run.stderr.splitlines() if line.startswith("fatal")), "git gave no reason")
+            raise NotReady(f"The course could not be fetched: {reason}. Is the network on? {advice}")
+        os.rename(f"{folder}/captioning", target)
+    return target
+
+
 def lacking() -> list[str]:
     """Returns the packages that the notebooks need and this Python does not have; nothing is imported."""
     return [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]
@@ -52,11 +86,13 @@ def lacking() -> list[str]:
 def prepare() -> None:
     """Makes the course's folder the current one and importable, and installs what is lacking, most often nothing.
 
-    torch, torchvision and numpy are never installed, and pip may not replace them for another package's sake.
-    Raises NotReady when one of those is lacking, or something could not be installed.
+    Fetches the course first where there is none. torch, torchvision and numpy are never installed, and pip may not
+    replace them for another package's sake. Raises NotReady when one of those is lacking, or something could not be
+    fetched or installed.
     """
-    os.chdir(ROOT)
-    sys.path[:] = [str(ROOT), *(place for place in sys.path if place not in ("..", "../..", "captioning", str(ROOT)))]
+    root = find() or fetch()
+    os.chdir(root)
+    sys.path[:] = [str(root), *(place for place in sys.path if place != str(root))]
     advice = next(text for variable, text in PLACES.items() if not variable or variable in os.environ)
     packages = lacking()
     if host := [package for package in packages if package in NEVER]:
@@ -67,8 +103,8 @@ def prepare() -> None:
 
 
 def install(packages: list[str], advice: str) -> None:
-    """Installs packages within the bounds of requirements.txt. Raises NotReady when pip cannot."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    """Installs packages within the bounds of the course's requirements.txt. Raises NotReady when pip cannot."""
+    lines = Path("requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.split("#")[0].strip() for line in lines if line.split(">=")[0] in packages]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
@@ -82,14 +118,14 @@ def install(packages: list[str], advice: str) -> None:
     importlib.invalidate_caches()
 
 
-def from_drive(archive: str, folder: str | Path = ROOT / "data") -> Path:
-    """Unpacks a zip or tar file that lies on Google Drive into `folder` and returns the folder.
+def from_drive(archive: str, folder: str | Path = "data") -> Path:
+    """Unpacks a zip or tar file that lies on Google Drive into `folder`, data/ of the course, and returns the folder.
 
     `archive` is its path below "My Drive". One large file is read from the mounted drive quickly; thousands of small
     ones take an hour. Does nothing when this archive was unpacked here before.
     Raises FileNotFoundError when it is not there.
     """
-    folder, drive = Path(folder), Path(os.environ.get("CAPTIONING_DRIVE", "/content/drive"))
+    folder, drive = Path(folder).resolve(), Path(os.environ.get("CAPTIONING_DRIVE", "/content/drive"))
     mark = folder / f".{Path(archive).name}.unpacked"
     if mark.is_file():
         return folder
@@ -108,3 +144,7 @@ def from_drive(archive: str, folder: str | Path = ROOT / "data") -> Path:
             packed.extractall(folder)
     mark.touch()  # last, so that a killed run unpacks again
     return folder
+
+
+if hasattr(builtins, "get_ipython"):  # in a notebook
+    prepare()

@@ -1,9 +1,9 @@
 """Writes the course's address and release into whatever names them: `make address [ADDRESS=owner/name]`.
 
-`pyproject.toml` holds both facts. From there they go into the first cell and the badge of every notebook, the
-documents and CITATION.cff. `make` takes the address from `git remote get-url origin` where none is given; the script
-alone leaves it as it is. Needs no package. In a new notebook write BADGE on a line of the first text cell and BOOTSTRAP
-as the first code cell: both are filled in.
+`pyproject.toml` holds both facts. From there they go into the first cell and the badge of every notebook, course.py,
+the documents and CITATION.cff. `make` takes the address from `git remote get-url origin` where none is given; the
+script alone leaves it as it is. Needs no package. In a new notebook write BADGE on a line of the first text cell and
+BOOTSTRAP as the first code cell: both are filled in.
 """
 
 from __future__ import annotations
@@ -18,22 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 UNSET = "https://github.com/OWNER/image-captioning-course"  # nobody has said yet where the course is hosted
 
 CELL = """\
-# Finds the course's folder, or fetches it where there is none, as in Colab. Safe to run twice.
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-sys.path[:0] = ["..", "../..", "captioning"]
-if not any(Path(place, "course.py").is_file() for place in [".", *sys.path[:3]]):
-    COURSE = os.environ.get("CAPTIONING_COURSE", "{course}")
-    fetch = ["git", "-c", "core.askPass=true", "clone", "-q", "--depth=1", "--branch={release}", COURSE, "captioning"]
-    if not COURSE or subprocess.run(fetch).returncode:
-        sys.exit("The course is not here: upload its folder, or type %env CAPTIONING_COURSE=ADDRESS_OF_A_COPY above.")
-import course
-
-course.prepare()"""
-FIRST_LINE = CELL.split("\n", 1)[0]  # also of earlier releases
+# Fetches course.py where it is not, as in Colab. Importing it goes to the course's folder and installs what is lacking.
+!grep -qs prepare course.py || curl -fsLO {course}/raw/{release}/course.py || \
+echo "raise SystemExit('{advice}')" > course.py
+import course"""
+ADVICE = "The course is not here: switch the network on, or type %env CAPTIONING_COURSE=ADDRESS_OF_A_COPY above."
+FIRST_LINES = ("# Fetches course.py", "# Finds the course's folder", "BOOTSTRAP")  # of now, of earlier, of a new one
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 
 
@@ -60,7 +50,8 @@ def slug(address: str) -> str:
 
 def cell(address: str, release: str) -> str:
     """Returns the source of a notebook's first code cell."""
-    return CELL.format(course="" if address == UNSET else address, release=release)
+    course = "$CAPTIONING_COURSE" if address == UNSET else f"${{CAPTIONING_COURSE:-{address}}}"
+    return CELL.format(course=course, release=release, advice=ADVICE)
 
 
 def badge(path: Path) -> str:
@@ -74,8 +65,7 @@ def stamp(path: Path) -> str:
     """Returns a notebook's text with its cell and badge. Raises ValueError when it has no place for one."""
     book = json.loads(path.read_text(encoding="utf-8"))
     title, code = book["cells"][0], next(cell for cell in book["cells"] if cell["cell_type"] == "code")
-    source = "".join(code["source"])
-    if not (source.startswith(FIRST_LINE) or source.strip() == "BOOTSTRAP"):
+    if not "".join(code["source"]).startswith(FIRST_LINES):
         raise ValueError(f"{path}: the first code cell is not the bootstrap cell")
     text, times = re.subn(re.escape(BADGE) + r"\([^)]*\)|^BADGE$", badge(path), "".join(title["source"]), flags=re.M)
     if not times:
@@ -93,14 +83,15 @@ def rewrite(text: str, old: str, new: str, release: str) -> str:
     text = re.sub(rf"(?<=/){owner}/{name}(?![\w-])", slug(new), text)
     pages = slug(new).replace("/", ".github.io/")
     text = re.sub(rf"(?<=/){owner}\.github\.io/{name}(?![\w-])", pages, text)
-    text = re.sub(r"^(version: )[\d.]+$", rf"\g<1>{release[1:]}", text, flags=re.M)  # of CITATION.cff
+    text = re.sub(r'^(version: |RELEASE = "v)[\d.]+', rf"\g<1>{release[1:]}", text, flags=re.M)
     return re.sub(rf"(?<=/{re.escape(slug(new))})(/blob/|/)v\d[\w.]*(?=[/?])", rf"\g<1>{release}", text)
 
 
 def main(arguments: list[str]) -> None:
     old, release = facts()
     new = normal("".join(arguments) or old)
-    documents = [ROOT / "pyproject.toml", ROOT / "CITATION.cff", *ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+    files = [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "course.py")]
+    documents = [*files, *ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
     for path in [*documents, *sorted(ROOT.glob("notebooks/**/[0-9]*.ipynb"))]:
         before = path.read_text(encoding="utf-8")
         after = stamp(path) if path.suffix == ".ipynb" else rewrite(before, old, new, release)

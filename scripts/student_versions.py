@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def student_version(full: nbformat.NotebookNode, solutions: nbformat.NotebookNod
                 answered.append(number)
                 first = True
         elif not answered:
-            cells.append(new_code_cell(cell.source))
+            cells.append(new_code_cell(cell.source, metadata={"tags": cell.metadata.get("tags", [])}))
         else:
             answer, test = divide(cell.source, first)
             cells += [new_code_cell(ANSWER)] if answer and cells[-1].source != ANSWER else []
@@ -80,6 +81,7 @@ def main(folder: str = str(ROOT / "build" / "students")) -> int:
     """Writes the notebooks. Returns 1 when some are out of step with their solutions."""
     status = 0
     Path(folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "course.py", folder)  # what their first cell imports
     for path in find_notebooks():
         pair = [nbformat.read(place, as_version=4) for place in (path, FOLDER / "solutions" / path.name)]
         try:

@@ -1,4 +1,4 @@
-"""The first cell of every notebook and what it calls: idle at home, and able to fetch the course elsewhere."""
+"""The first cell of every notebook and what it imports: idle at home, and able to fetch the course elsewhere."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ import sys
 import zipfile
 from pathlib import Path
 
-import nbformat
 import pytest
 
-import bootstrap_cell
 import course
-from bootstrap_cell import cell, facts, normal, stamp
+from bootstrap_cell import UNSET, cell, facts, normal, rewrite, slug, stamp
 from notebook_tools import find_notebooks
 from tests.test_requirements import OURS, imported
 
 ADDRESS, RELEASE = facts()
 CELL = cell(ADDRESS, RELEASE)
-SHOW = """
-import json
-file, path = Path(course.__file__).resolve(), sys.path
-print(json.dumps([str(Path.cwd()), str(file), path[0], path.count(path[0]), ".." in path]))"""
+SHOW = "import json, os, sys; print(json.dumps([os.getcwd(), course.__file__, sys.path.index(os.getcwd())]))"
 notebooks = pytest.mark.parametrize("path", find_notebooks(solutions=True), ids=lambda path: path.stem)
 
 
 def run(folder: Path, code: str, **env: str) -> subprocess.CompletedProcess:
-    """Executes the code twice in a fresh Python in `folder`, then shows where it ended."""
+    """Executes the code twice in a fresh IPython in `folder`, as a notebook would, then shows where it ended."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | env
-    command = [sys.executable, "-c", f"{code}\n{code}\n{SHOW}"]
+    command = [sys.executable, "-m", "IPython", "--HistoryManager.enabled=False", "-c", f"{code}\n{code}\n{SHOW}"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -50,7 +45,7 @@ def test_colab_gets_all_that_a_notebook_imports(path: Path) -> None:
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/solutions"])
 def test_at_home_it_only_finds_the_root(root: Path, place: str) -> None:
     result = run(root / place, CELL)
-    assert json.loads(result.stdout) == [str(root), str(root / "course.py"), str(root), 1, False], result.stderr
+    assert json.loads(result.stdout) == [str(root), str(root / place / "course.py"), 0], result.stderr
 
 
 def git(folder: Path, *arguments: object) -> None:
@@ -60,12 +55,12 @@ def git(folder: Path, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def copy(root: Path, tmp_path_factory) -> Path:
-    """A clone of a bare repository that holds what names the address, after `make address` and a push of the tag."""
+    """A clone of a hosted course that holds what names the address, after `make address` and a push of the tag."""
     folder = tmp_path_factory.mktemp("hosted")
     git(folder, "init", "--quiet", "--bare", "course.git")
-    git(folder, "clone", "--quiet", "course.git", "copy")
-    names = ["*.md", "Makefile", "pyproject.toml", "CITATION.cff", "course.py", "notebooks", "*/*.md"]
-    for path in [path for name in [*names, "scripts/bootstrap_cell.py"] for path in root.glob(name)]:
+    git(folder, "clone", "--quiet", (folder / "course.git").as_uri(), "copy")
+    names = "notebooks *.md */*.md *.py Makefile pyproject.toml CITATION.cff scripts/boot*.py helpers/captioner.py"
+    for path in [path for name in names.split() for path in root.glob(name)]:
         target = folder / "copy" / path.relative_to(root)
         target.parent.mkdir(exist_ok=True, parents=True)
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
@@ -74,36 +69,45 @@ def copy(root: Path, tmp_path_factory) -> Path:
     git(folder / "copy", "commit", "--quiet", "-m", "release")
     git(folder / "copy", "tag", RELEASE)
     git(folder / "copy", "push", "--quiet", "--tags", "origin", "HEAD")
+    shutil.copytree(folder / "copy", folder / "course.git" / "raw" / RELEASE)  # where GitHub gives single files
     return folder / "copy"
 
 
 def test_one_command_writes_the_address_everywhere(root: Path, copy: Path) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in copy.rglob("*.*") if path.suffix in (".md", ".ipynb")}
-    texts |= {copy / name: (copy / name).read_text() for name in ("pyproject.toml", "CITATION.cff")}
-    assert not [path for path, text in texts.items() if bootstrap_cell.slug(ADDRESS) in text]
+    texts |= {copy / name: (copy / name).read_text() for name in ("pyproject.toml", "CITATION.cff", "course.py")}
+    assert not [path for path, text in texts.items() if slug(ADDRESS) in text]
     named = {path.name for path, text in texts.items() if f"{copy.parent.name}/course" in text}
-    assert {"README.md", "CITATION.cff", "pyproject.toml", find_notebooks()[0].name} <= named
-    for path in (path for path in texts if path.suffix != ".ipynb"):  # and what stands here agrees already
-        text = (root / path.relative_to(copy)).read_text(encoding="utf-8")
-        assert bootstrap_cell.rewrite(text, ADDRESS, ADDRESS, RELEASE) == text, "run `make address`"
+    assert {"README.md", "CITATION.cff", "pyproject.toml", "course.py", find_notebooks()[0].name} <= named
+    for path in (root / path.relative_to(copy) for path in texts if path.suffix != ".ipynb"):  # and here all agree
+        text = path.read_text(encoding="utf-8")
+        assert rewrite(text, ADDRESS, ADDRESS, RELEASE) == text, "run `make address`"
 
 
 def test_alone_in_a_folder_it_fetches_the_release_once(copy: Path, tmp_path: Path) -> None:
-    book = copy / "notebooks" / find_notebooks()[0].name
-    code = next(cell for cell in nbformat.read(book, as_version=4).cells if cell.cell_type == "code").source
-    there = str(tmp_path.resolve() / "captioning")
+    cells = json.loads((copy / "notebooks" / find_notebooks()[0].name).read_text(encoding="utf-8"))["cells"]
+    code = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    gone, there = {"CAPTIONING_COURSE": (tmp_path / "gone").as_uri()}, str(tmp_path / "captioning")
+    for advice in ("The course is not here: switch", "could not be fetched: fatal: .* Is the network on"):
+        result = run(tmp_path, code, **gone)
+        assert re.search(advice, result.stdout) and "Traceback" not in result.stdout + result.stderr
+        shutil.copy(copy / "course.py", tmp_path)
+    (tmp_path / "course.py").write_text("raise SystemExit('The course is not here')")
     first = run(tmp_path, code)
-    assert json.loads(first.stdout) == [there, f"{there}/course.py", there, 1, False], first.stderr
-    again = run(tmp_path, code, CAPTIONING_COURSE=str(tmp_path / "gone"))  # a restarted kernel
-    assert again.stdout == first.stdout
+    assert json.loads(first.stdout) == [there, str(tmp_path / "course.py"), 0], first.stdout
+    assert run(tmp_path, code, **gone).stdout == first.stdout  # a restarted kernel
+    assert not list(tmp_path.glob("captioning-*"))
 
 
-def test_where_nobody_said_where_the_course_is_one_line_does(tmp_path: Path) -> None:
-    code = cell(bootstrap_cell.UNSET, RELEASE)
-    result = run(tmp_path, code, CAPTIONING_COURSE="")
-    assert re.fullmatch(r"The course is not here: upload .*CAPTIONING_COURSE.*\n", result.stderr)
-    result = run(tmp_path, code, CAPTIONING_COURSE=str(tmp_path / "gone"))
-    assert result.returncode == 1 and "Traceback" not in result.stderr and "upload its folder" in result.stderr
+def test_where_nobody_said_where_the_course_is_one_line_does(tmp_path: Path, monkeypatch) -> None:
+    result = run(tmp_path, cell(UNSET, RELEASE), CAPTIONING_COURSE="")
+    assert re.search(r"\n.*The course is not here: .*CAPTIONING_COURSE.*\n", result.stdout)
+    monkeypatch.setattr(course, "HERE", tmp_path)
+    monkeypatch.setattr(course, "ADDRESS", UNSET)
+    for advice in ("Nobody has said yet where .*CAPTIONING_COURSE", "captioning does not hold the course. Rename or"):
+        with pytest.raises(course.NotReady, match=advice):
+            course.prepare()
+        (tmp_path / "captioning").mkdir(exist_ok=True)  # of an upload that broke off
 
 
 @pytest.mark.parametrize("origin", [

@@ -14,13 +14,9 @@ import yaml
 from packaging.requirements import Requirement
 
 # What Google Colab had preinstalled in August 2026 (Python 3.13): a plain install must not replace it.
-COLAB = {
-    "torch": "2.11", "torchvision": "0.26", "transformers": "5.15", "numpy": "2.1", "nltk": "3.9.1",
-    "ipywidgets": "7.7",
-}  # fmt: skip
-OURS = {
-    "helpers", "pocket_scenes", "configs", "scripts", "tests", "app", "course", "serve", "generate_caption",
-}  # fmt: skip
+COLAB = {"torch": "2.11", "torchvision": "0.26", "transformers": "5.15", "numpy": "2.1", "nltk": "3.9.1"}
+COLAB["ipywidgets"] = "7.7"
+OURS = {"helpers", "pocket_scenes", "configs", "scripts", "tests", "app", "course", "serve", "generate_caption"}
 # Used when present, and said so in a message when not.
 OPTIONAL = {"pillow_heif", "kagglehub", "google", "datasets"}
 

@@ -56,8 +56,8 @@ def test_what_is_out_of_step_is_named() -> None:
 
 def test_every_notebook_is_in_step_with_its_solutions(tmp_path: Path) -> None:
     assert main(str(tmp_path)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in find_notebooks()]
-    for path in tmp_path.iterdir():
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(path.name for path in find_notebooks()), "course.py"]
+    for path in tmp_path.glob("*.ipynb"):
         sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
         sheet = sources[next(place for place, source in enumerate(sources) if source.startswith("# Sheet")) :]
         assert ANSWER in sheet and sum("assert" in source for source in sheet) >= 3
