@@ -45,7 +45,7 @@ def test_colab_gets_all_that_a_notebook_imports(path: Path) -> None:
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/solutions"])
 def test_at_home_it_only_finds_the_root(root: Path, place: str) -> None:
     result = run(root / place, CELL)
-    assert json.loads(result.stdout) == [str(root), str(root / place / "course.py"), 0], result.stderr
+    assert json.loads(result.stdout) == [str(root), str(root / "course.py"), 0], result.stderr
 
 
 def git(folder: Path, *arguments: object) -> None:
