@@ -55,7 +55,8 @@ def score(captioner: Captioner, dataset, **options) -> dict:
     Beside the usual ones "words" (different words used), "distinct-2", and of things that two people named "recall".
     """
     captions = predict(captioner, dataset, "dev", **options)
-    references = {image: dataset.references("dev")[image] for image in captions}
+    told = dataset.references("dev")
+    references = {image: told[image] for image in captions}
     varied, named = diversity(captions), objects(references, captions)
     scores = evaluate(references, captions) | {"words": varied["vocabulary"], "distinct-2": varied["distinct-2"]}
     return scores | {"recall": named["recall"], "CHAIR-i": named["CHAIR-i"]}
