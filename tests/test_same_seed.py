@@ -20,9 +20,9 @@ MODEL = {**CONFIG["model"], "dropout": 0.3}
 
 def run(root: Path, hashing: int, *command: object, **env: str) -> str:
     """Runs a command line with another order of sets and dictionaries than the next; returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": str(hashing), "TQDM_DISABLE": "1", **env}
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # on busy cores a thread that waits must not spin
+    settings = {**os.environ, **threads, "PYTHONHASHSEED": str(hashing), "TQDM_DISABLE": "1", **env}
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=root, env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
