@@ -37,7 +37,6 @@ from helpers.files import (
     write_json,
 )
 from helpers.images import list_images, open_image
-from helpers.loop import unique_tensors
 from helpers.official import OFFICIAL, fetch
 from helpers.text import Vocabulary
 from helpers.trunks import weights_fingerprint
@@ -107,6 +106,20 @@ def checkpoint_folder(name: str | Path) -> Path:
     if folder.is_dir():
         raise CaptioningError(f"{folder} is no checkpoint: it has no config.json. Name a folder that training wrote.")
     raise unknown_name("model", str(name), [*available(), *OFFICIAL])
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the model's tensors without second names of the same one (tied weights), which safetensors refuses.
+
+    Notebook 02, section 9.
+    """
+    seen, out = set(), {}
+    for name, value in model.state_dict().items():
+        key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
+        if key not in seen:
+            seen.add(key)
+            out[name] = value
+    return out
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, config: dict, extra: dict | None = None) -> Path:

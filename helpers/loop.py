@@ -257,7 +257,7 @@ def save_state(path: Path, model: nn.Module, optimizer=None, average=None, state
 
     Notebook 02, section 9.
     """
-    tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in unique_tensors(model).items()}
+    tensors: dict[str, Tensor] = {f"model.{n}": v for n, v in model.state_dict().items()}
     if optimizer is not None:
         for number, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{n}": v for n, v in values.items() if isinstance(v, Tensor)}
@@ -304,17 +304,3 @@ def load_state(path: Path, model: nn.Module, optimizer=None, average=None, made_
     if average is not None:
         average.values = {n: tensors[f"average.{n}"].clone().to(v.device) for n, v in average.values.items()}
     return state
-
-
-def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the model's tensors without second names of the same one (tied weights), which safetensors refuses.
-
-    Notebook 02, section 9.
-    """
-    seen, out = set(), {}
-    for name, value in model.state_dict().items():
-        key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
-        if key not in seen:
-            seen.add(key)
-            out[name] = value
-    return out
