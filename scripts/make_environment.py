@@ -37,8 +37,7 @@ def runs(folder: Path, code: str) -> bool:
 
 def install(folder: Path, files: list[Path], cpu: bool) -> bool:
     """Returns whether pip installed everything and the result can be imported."""
-    # Python compiles what it imports, once; compiling all 17,000 modules beforehand is a sixth of the work.
-    pip = [python_of(folder), "-m", "pip", "--disable-pip-version-check", "install", "--no-compile"]
+    pip = [python_of(folder), "-m", "pip", "--disable-pip-version-check", "install"]
     if not sys.stdout.isatty():
         pip.append("--quiet")  # a log needs neither bars nor 200 package names
     if cpu and not runs(folder, "import torch"):
