@@ -54,7 +54,6 @@ class LiteEncoder(Encoder):
         """Returns the output of the part that fine-tuning leaves alone, [B, S/16, S/16, C]."""
         return self.module.stem(pixels)
 
-
     def tagged(self, pixels: Tensor) -> Tensor:
         """Returns the grid and, as one more row, the frozen ImageNet classifier's scores of its 1000 classes, filled up
         with zeros: [B, R + 1, D]."""

@@ -144,8 +144,7 @@ def nearest_captions(
     `images`. Of the neighbours' captions the one that shares most with the others is taken. Notebook 01, section 10.
     """
     names = list(train_references)
-    shapes = (train_features.shape, features.shape)
-    width = train_features.shape[-1]
+    shapes, width = (train_features.shape, features.shape), train_features.shape[-1]
     if shapes != ((len(names), width), (len(images), width)):
         raise CaptioningError(f"Features of {len(names)} and {len(images)} images should be [images, width] with one "
                               f"width, not {shapes}. Average a grid over its regions first.")

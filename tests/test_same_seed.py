@@ -27,34 +27,41 @@ def run(root: Path, hashing: int, *command: object, **env: str) -> str:
     return done.stdout
 
 
-def trained(root: Path, folder: Path, hashing: int, seed: int) -> tuple[bytes, list]:
-    """Encodes and trains in an empty folder; returns the weights and the history, without the times."""
-    config = {**CONFIG, "model": MODEL, "stages": [FIRST, SECOND], "output": str(folder / "run"), "seed": seed}
+def trained(root: Path, folder: Path, hashing: int, *seeds: int) -> list[tuple[bytes, list]]:
+    """Encodes and trains in an empty folder, one seed after the other in one interpreter; returns for each the weights
+    and the history, without the times."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    cache = {"CAPTIONING_CACHE": str(folder / "cache")}
-    run(root, hashing, "-m", "helpers.training", folder / "config.json", "--quiet", **cache)
-    with open(folder / "run" / "history.csv", newline="") as file:
-        history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-    assert len(history) == 3
-    return (folder / "run" / "model.safetensors").read_bytes(), history
+    files = [folder / f"{seed}.json" for seed in seeds]
+    for seed, file in zip(seeds, files, strict=True):
+        config = {**CONFIG, "model": MODEL, "stages": [FIRST, SECOND], "output": str(folder / f"run-{seed}")}
+        file.write_text(json.dumps(config | {"seed": seed}))
+    again = "import sys; from helpers.training import main; [main([file, '--quiet']) for file in sys.argv[1:]]"
+    run(root, hashing, "-c", again, *files, CAPTIONING_CACHE=str(folder / "cache"))
+    results = []
+    for seed in seeds:
+        with open(folder / f"run-{seed}" / "history.csv", newline="") as file:
+            history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        assert len(history) == 3
+        results.append(((folder / f"run-{seed}" / "model.safetensors").read_bytes(), history))
+    return results
 
 
 def test_training_twice_gives_the_same_weights_and_another_seed_gives_others(root, tmp_path) -> None:
     """Features anew each time; dropout, scheduled sampling, sampled captions and a mean of weights are switched on."""
-    one, again = (trained(root, tmp_path / str(hashing), hashing, seed=3) for hashing in (1, 2))
+    (one,) = trained(root, tmp_path / "one", 1, 3)
+    other, again = trained(root, tmp_path / "again", 2, 4, 3)  # what came before in the interpreter does not matter
     assert one == again
-    other = trained(root, tmp_path / "other", 1, seed=4)
     assert other[0] != one[0] and other[1] != one[1]
 
 
 @pytest.mark.parametrize("model", ["cnn-lstm", "clipcap-mlp"])
 def test_sampling_twice_gives_the_same_captions_and_another_seed_gives_others(root, samples, model) -> None:
     """20 photos, so that a second batch goes on with the random numbers where the first ended."""
-    photos = [*samples, *samples[:6]]
-    command = ("generate_caption.py", "--model", model, "--json", "--temperature", "1", "--image_path", *photos)
-    one, again = (run(root, hashing, *command, "--seed", 7) for hashing in (1, 2))
-    assert one == again and len(one.splitlines()) == 20
-    assert one != run(root, 1, *command, "--seed", 8)
-    drawn = [json.loads(line)["caption"] for line in one.splitlines()]
+    options = ("--model", model, "--json", "--temperature", "1", "--image_path", *samples, *samples[:6], "--seed")
+    again = "import sys; from generate_caption import main; [main([*sys.argv[1:], seed]) for seed in ('8', '7')]"
+    one = run(root, 1, "generate_caption.py", *options, 7).splitlines()
+    both = run(root, 2, "-c", again, *options).splitlines()
+    assert len(one) == 20 and one == both[20:]
+    assert one != both[:20]
+    drawn = [json.loads(line)["caption"] for line in one]
     assert drawn[:6] != drawn[14:], "the same random numbers for each batch"
