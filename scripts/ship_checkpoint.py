@@ -6,6 +6,7 @@ python scripts/ship_checkpoint.py cnn-lstm [--run FOLDER] [--data_dir DIR]
 from __future__ import annotations
 
 import argparse
+import copy
 import shutil
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ A captioner of class `{model[class]}` on features of `{encoder}` ({kind}), {size
   `python scripts/ship_checkpoint.py {name}`.
 - **Decoding**: {decoding}.
 
-Scores on dev (1,000 photos, five references each), by the second command. Shipped: the best by CIDEr.
+Scores on dev (1,000 photos, five references each), by the second command. Shipped: {shipped}.
 
 {table}
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data_dir", help="where Flickr8k is (default: data/flickr8k)")
+    parser.add_argument("--ship", metavar="ROW", help="the row of the table to ship (default: the best by CIDEr)")
     parser.add_argument("--note", default="", help="a paragraph for the card: what was tried, what it brought")
     options = parser.parse_args()
     run, folder = options.run or cache_dir() / "runs" / options.name, CHECKPOINTS / options.name
@@ -74,15 +76,21 @@ def main() -> None:
     config = read_json(run / "training.json")
     dataset = load_dataset("flickr8k", options.data_dir)
     model, _ = load_checkpoint(run)
-    rows = {}
+    rows, weights = {}, {}
     for number, stage in enumerate(config["stages"], 1):
         load_state(run / f"stage{number}-best.safetensors", model)
+        weights[f"{number}: {stage['objective'].replace('_', ' ')}"] = copy.deepcopy(model.state_dict())
+    if len(weights) > 1:  # often better than either (Wortsman et al. 2022, "Model soups")
+        *_, one, other = weights.values()
+        weights["mean of the last two"] = {name: (value + other[name]) / 2 for name, value in one.items()}
+    for name, values in weights.items():
+        model.load_state_dict(values)
         captioner = Captioner.load(save_checkpoint(trial, model.eval(), config))  # as it will be read: in fp16
-        rows[f"{number}: {stage['objective'].replace('_', ' ')}"] = score(captioner, dataset)
+        rows[name] = score(captioner, dataset)
     scores = pd.DataFrame(rows).T
     print(scores)
-    best = scores["CIDEr"].astype(float).idxmax()
-    load_state(run / f"stage{best.partition(':')[0]}-best.safetensors", model)
+    best = options.ship or scores["CIDEr"].astype(float).idxmax()
+    model.load_state_dict(weights[best])
     save_checkpoint(folder, model, config, {"scores": {"flickr8k dev": rows[best]}})
     shutil.copyfile(run / "history.csv", folder / "history.csv")
     shutil.copyfile(run / "history.png", folder / "curve.png")
@@ -94,7 +102,8 @@ def main() -> None:
     size = (folder / "model.safetensors").stat().st_size / 1e6
     kind = config.get("inference_features") or config.get("features", "grid")
     decoding = ", ".join(f"{key} {value}" for key, value in config["decoding"].items())
-    text = CARD.format(**config | {"decoding": decoding}, kind=kind, size=size, table=table, note=options.note)
+    said = {"decoding": decoding, "kind": kind, "size": size, "table": table, "note": options.note, "shipped": best}
+    text = CARD.format(**config | said)
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
