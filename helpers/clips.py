@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,7 +68,10 @@ class ClipEncoder(Encoder):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Returns uint8 pixels [3, S, S] by the model's own resizing and cropping."""
-        out = self.processor(images=image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt")
+        # Its resizing would make 3 GB of a strip of 1 x 20,000 pixels, and keep the middle: the ends go first.
+        w, h = image.size
+        image = ImageOps.fit(image.convert("RGB"), (min(w, 16 * h), min(h, 16 * w)))
+        out = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return out["pixel_values"][0].round().clamp(0, 255).to(torch.uint8)
 
     def normalised(self, pixels: Tensor) -> Tensor:

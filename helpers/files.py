@@ -207,8 +207,10 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise CaptioningError(f"Cannot read weights from {path}: {str(error)[:200]}. Download it again.") from error
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     found = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
-    if not found:
-        raise CaptioningError(f"{path} holds no named weights. Expected the state dict of a model.")
+    # the indices of a sparse tensor are not looked at until it is multiplied, beyond the end of its memory
+    if not found or any(value.layout != torch.strided or value.is_quantized for value in found.values()):
+        raise CaptioningError(f"{path} holds no named weights, or sparse or quantised ones, which no model here has. "
+                              "Expected the state dict of a model.")
     return found
 
 

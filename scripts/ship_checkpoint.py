@@ -30,7 +30,7 @@ A captioner of class `{model[class]}` on features of `{encoder}` ({kind}), {size
 - **Data**: the training split of Flickr8k (Hodosh et al. 2013; 6,000 photos, 30,000 captions; research and education
   only). The best epoch of each stage was chosen on dev. The test split was not used.
 - **Command**: `python -m helpers.training data/checkpoints/{name}/training.json`, then
-  `python scripts/ship_checkpoint.py {name}`.
+  `python scripts/ship_checkpoint.py {name} --ship "{shipped}"`.
 - **Decoding**: {decoding}.
 
 Scores on dev (1,000 photos, five references each), by the second command. Shipped: {shipped}.

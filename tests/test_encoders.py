@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,17 @@ def test_the_grid_is_what_the_image_vector_is_made_of(tmp_path, photos) -> None:
         assert torch.allclose(encoder.grid(pixels), tokens[:, 1:], atol=1e-5)
         vectors = encoder.module.visual_projection(tokens[:, 0])  # of the class token, which is no region
     assert torch.allclose(encoder.pooled(pixels), vectors, atol=1e-5)
+
+
+def test_a_strip_is_cut_before_it_is_scaled(tmp_path) -> None:
+    encoder = load_encoder(f"clip:{save_clip('clip', tmp_path)}")
+    strip = Image.new("RGB", (1, 200_000), (10, 20, 30))
+    strip.paste((200, 100, 50), (0, 99_000, 1, 101_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = encoder.prepare(strip)
+    assert pixels.shape == (3, encoder.size, encoder.size)
+    assert pixels[:, encoder.size // 2, encoder.size // 2].tolist() == [200, 100, 50]  # the middle is what is kept
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
 def test_openais_names_lead_to_the_hub(monkeypatch) -> None:

@@ -71,6 +71,15 @@ def test_a_file_that_would_write_a_file_is_not_read(name, old, tmp_path) -> None
     assert mark.exists()  # the trap works
 
 
+def test_sparse_weights_are_refused(tmp_path) -> None:
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # weights_only=True does not look at them either
+        columns, values = torch.tensor([0]), torch.tensor([1.0])
+        trap = torch.sparse_csr_tensor(torch.tensor([0, 1 << 20]), columns, values, (1, 4), check_invariants=False)
+    torch.save({"weight": trap}, tmp_path / "weights.pt")
+    with pytest.raises(CaptioningError, match="sparse"):
+        load_weights(tmp_path / "weights.pt")
+
+
 def test_weights_of_ours_that_are_a_pickle_are_no_safetensors(copy, tmp_path) -> None:
     torch.save({"weight": Trap(tmp_path / "mark")}, copy / "model.safetensors")
     rehash(copy)

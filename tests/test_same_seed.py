@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.test_several_processes import CONFIG
 
 FIRST = {**CONFIG["stages"][0], "epochs": 2}
 SECOND = {**FIRST, "objective": "self_critical", "epochs": 1, "samples": 2, "learning_rate": 1e-4, "average": 0.0}
-MODEL = {**CONFIG["model"], "dropout": 0.3}
+BOTH = CONFIG | {"model": {**CONFIG["model"], "dropout": 0.3}, "stages": [FIRST, SECOND]}
 
 
 def run(root: Path, hashing: int, *command: object, **env: str) -> str:
@@ -27,23 +28,18 @@ def run(root: Path, hashing: int, *command: object, **env: str) -> str:
     return done.stdout
 
 
-def trained(root: Path, folder: Path, hashing: int, *seeds: int) -> list[tuple[bytes, list]]:
-    """Encodes and trains in an empty folder, one seed after the other in one interpreter; returns for each the weights
-    and the history, without the times."""
+def trained(root: Path, folder: Path, hashing: int, *seeds: int) -> Iterator[tuple[bytes, list]]:
+    """Encodes once and trains each seed, in one interpreter; yields weights and histories, without the times."""
     folder.mkdir()
-    files = [folder / f"{seed}.json" for seed in seeds]
-    for seed, file in zip(seeds, files, strict=True):
-        config = {**CONFIG, "model": MODEL, "stages": [FIRST, SECOND], "output": str(folder / f"run-{seed}")}
-        file.write_text(json.dumps(config | {"seed": seed}))
-    again = "import sys; from helpers.training import main; [main([file, '--quiet']) for file in sys.argv[1:]]"
-    run(root, hashing, "-c", again, *files, CAPTIONING_CACHE=str(folder / "cache"))
-    results = []
     for seed in seeds:
-        with open(folder / f"run-{seed}" / "history.csv", newline="") as file:
-            history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        (folder / f"{seed}.json").write_text(json.dumps(BOTH | {"output": str(folder / str(seed)), "seed": seed}))
+    each = "import sys; from helpers.training import main; [main([file, '--quiet']) for file in sys.argv[1:]]"
+    run(root, hashing, "-c", each, *(folder / f"{s}.json" for s in seeds), CAPTIONING_CACHE=str(folder / "cache"))
+    for seed in seeds:
+        rows = csv.DictReader((folder / str(seed) / "history.csv").read_text().splitlines())
+        history = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
         assert len(history) == 3
-        results.append(((folder / f"run-{seed}" / "model.safetensors").read_bytes(), history))
-    return results
+        yield (folder / str(seed) / "model.safetensors").read_bytes(), history
 
 
 def test_training_twice_gives_the_same_weights_and_another_seed_gives_others(root, tmp_path) -> None:
@@ -61,7 +57,6 @@ def test_sampling_twice_gives_the_same_captions_and_another_seed_gives_others(ro
     again = "import sys; from generate_caption import main; [main([*sys.argv[1:], seed]) for seed in ('8', '7')]"
     one = run(root, 1, "generate_caption.py", *options, 7).splitlines()
     both = run(root, 2, "-c", again, *options).splitlines()
-    assert len(one) == 20 and one == both[20:]
-    assert one != both[:20]
+    assert len(one) == 20 and one == both[20:] and one != both[:20]
     drawn = [json.loads(line)["caption"] for line in one]
     assert drawn[:6] != drawn[14:], "the same random numbers for each batch"
